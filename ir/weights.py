@@ -1,0 +1,64 @@
+"""Lazy weights: tensors that are read or computed when someone asks, so that no model has to fit in memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import onnx_ir
+
+T = TypeVar("T")
+Array = np.ndarray[Any, Any]
+
+
+def lazy(
+    compute: Callable[[], Array | onnx_ir.TensorProtocol],
+    dtype: onnx_ir.DataType,
+    shape: Sequence[int],
+    name: str | None = None,
+) -> onnx_ir.LazyTensor:
+    """A tensor of known ``dtype`` and ``shape`` whose data ``compute()`` returns each time it is read.
+
+    Nothing is kept between two reads: who writes a model reads each weight once.
+    """
+
+    def evaluate() -> onnx_ir.TensorProtocol:
+        data = compute()
+        tensor = onnx_ir.Tensor(data, dtype=dtype) if isinstance(data, np.ndarray) else data
+        if tuple(tensor.shape) != tuple(shape):
+            raise ValueError(f"lazy tensor {name!r} computed shape {tuple(tensor.shape)}, declared {tuple(shape)}")
+        return tensor
+
+    return onnx_ir.LazyTensor(evaluate, dtype, onnx_ir.Shape(shape), cache=False, name=name)
+
+
+def transposed(tensor: onnx_ir.TensorProtocol, perm: Sequence[int]) -> onnx_ir.LazyTensor:
+    """``tensor`` with its axes permuted, read when needed."""
+    shape = [int(tensor.shape[axis]) for axis in perm]
+    return lazy(lambda: np.ascontiguousarray(tensor.numpy().transpose(perm)), tensor.dtype, shape, tensor.name)
+
+
+class Shared(Generic[T]):
+    """One computation behind several lazy tensors (codes, scales and zero points of one weight).
+
+    Keeps the last result until ``readers`` reads were made of it, so that writing the tensors one after the other
+    computes once and holds one weight at a time.
+    """
+
+    def __init__(self, compute: Callable[[], T], readers: int) -> None:
+        self._compute, self._readers, self._left = compute, readers, 0
+        self._result: T | None = None
+        self._lock = threading.Lock()
+
+    def get(self) -> T:
+        """The result, computed on the first read of each round."""
+        with self._lock:
+            if self._left == 0 or self._result is None:
+                self._result, self._left = self._compute(), self._readers
+            result = self._result
+            self._left -= 1
+            if self._left == 0:
+                self._result = None
+            return result
