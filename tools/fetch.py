@@ -133,7 +133,7 @@ def _download(source: Source, wheels: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock between processes while the body runs (nothing is locked where the system has no flock)."""
+    """Hold an exclusive lock between processes while the body runs (no lock where the system has no flock)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
