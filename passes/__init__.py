@@ -1,0 +1,37 @@
+"""Passes: rewrites of the graph. The names are loaded on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .base import Context as Context
+    from .base import Outcome as Outcome
+    from .base import Pass as Pass
+    from .base import Stage as Stage
+    from .canonicalize import Canonicalize as Canonicalize
+    from .quantize import Quantize as Quantize
+    from .recover import Recover as Recover
+
+_HOME = {
+    "Canonicalize": ".canonicalize",
+    "Context": ".base",
+    "Outcome": ".base",
+    "Pass": ".base",
+    "Quantize": ".quantize",
+    "Recover": ".recover",
+    "Stage": ".base",
+}
+
+__all__ = ["Canonicalize", "Context", "Outcome", "Pass", "Quantize", "Recover", "Stage"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name], __name__), name)
+    raise AttributeError(f"module 'burnish.passes' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

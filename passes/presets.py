@@ -1,0 +1,31 @@
+"""Presets: named lists of passes, written as a specification."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named list of passes.
+
+    Attributes:
+        spec: the passes.
+        summary: one sentence for the command line.
+    """
+
+    spec: str
+    summary: str
+
+
+PRESETS: dict[str, Preset] = {
+    "default": Preset("canonicalize,recover", "Lossless: folds constants, finds fused operators."),
+    "w4a16": Preset(
+        "canonicalize,recover,quantize(bits=4,group_size=64)",
+        "Weights in 4 bits, groups of 64, activations in floating point.",
+    ),
+    "w8a16": Preset(
+        "canonicalize,recover,quantize(bits=8,group_size=128)",
+        "Weights in 8 bits, groups of 128, activations in floating point.",
+    ),
+}

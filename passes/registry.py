@@ -1,0 +1,53 @@
+"""Names of passes. A pass is imported when its name is looked up, not before."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+from ..ir.errors import OptionError, nearest
+from .base import Pass
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a pass lives: its module inside ``burnish.passes`` and the name of its class."""
+
+    module: str
+    name: str
+
+    def load(self) -> type[Pass]:
+        """Import the class."""
+        loaded: type[Pass] = getattr(importlib.import_module(self.module, __package__), self.name)
+        return loaded
+
+
+PASSES: dict[str, Entry] = {
+    "canonicalize": Entry(".canonicalize", "Canonicalize"),
+    "recover": Entry(".recover", "Recover"),
+    "quantize": Entry(".quantize", "Quantize"),
+}
+"""Every pass by the name it has in a specification, in the order they run."""
+
+
+def pass_class(name: str) -> type[Pass]:
+    """The class of a pass.
+
+    Raises:
+        OptionError: there is no such pass.
+    """
+    try:
+        return PASSES[name].load()
+    except KeyError:
+        from .presets import PRESETS
+
+        known = [*PASSES, *PRESETS]
+        raise OptionError(f"there is no pass or preset {name!r}", fix=nearest(name, known)) from None
+
+
+def pass_name(kind: type[Pass]) -> str:
+    """The name of a pass in a specification; the class's own name for a pass that is not registered."""
+    for name, entry in PASSES.items():
+        if kind.__name__ == entry.name and f"{kind.__module__}.".startswith(f"{__package__}{entry.module}."):
+            return name
+    return kind.__name__
