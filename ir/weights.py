@@ -40,6 +40,32 @@ def transposed(tensor: onnx_ir.TensorProtocol, perm: Sequence[int]) -> onnx_ir.L
     return lazy(lambda: np.ascontiguousarray(tensor.numpy().transpose(perm)), tensor.dtype, shape, tensor.name)
 
 
+class View(onnx_ir.LazyTensor):
+    """The bytes of ``base`` under another element type and shape: who writes both writes them once.
+
+    Attributes:
+        base: the tensor that owns the bytes; not a view itself.
+    """
+
+    def __init__(
+        self,
+        base: onnx_ir.TensorProtocol,
+        dtype: onnx_ir.DataType,
+        shape: Sequence[int],
+        name: str | None = None,
+    ) -> None:
+        self.base: onnx_ir.TensorProtocol = base.base if isinstance(base, View) else base
+        super().__init__(self._evaluate_view, dtype, onnx_ir.Shape(shape), cache=False, name=name)
+        if self.nbytes != base.nbytes:
+            raise ValueError(f"a view of {self.nbytes} bytes on a tensor of {base.nbytes}")
+
+    def _evaluate_view(self) -> onnx_ir.TensorProtocol:
+        raw = np.frombuffer(self.base.tobytes(), np.uint8)
+        if self.dtype.bitwidth < 8:
+            return onnx_ir.PackedTensor(raw, self.dtype, shape=self.shape)
+        return onnx_ir.Tensor(raw.view(self.dtype.numpy()).reshape(self.shape.numpy()), dtype=self.dtype)
+
+
 class Shared(Generic[T]):
     """One computation behind several lazy tensors (codes, scales and zero points of one weight).
 

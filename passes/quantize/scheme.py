@@ -1,0 +1,119 @@
+"""What a weight is quantized to: bits, group size, symmetry; and how users write it down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...ir.errors import OptionError, nearest
+
+PER_CHANNEL = 0
+"""Group size that stands for one group per output channel."""
+_GROUPS = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A weight-only integer scheme.
+
+    Attributes:
+        bits: 4 or 8.
+        group_size: consecutive weights of one output channel that share a scale: 16, 32, 64, 128 or 256, or 0 for
+            all weights of the channel. One that does not divide the channel leaves a shorter last group.
+        symmetric: the zero point is the middle of the code range (8 or 128), instead of one chosen for each group.
+
+    Raises:
+        OptionError: no kernel takes this scheme.
+    """
+
+    bits: int
+    group_size: int
+    symmetric: bool
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8) or isinstance(self.bits, bool):
+            raise OptionError(f"bits={self.bits!r} is not supported", where="Quantize", fix="use bits=4 or bits=8")
+        if self.group_size == -1:
+            object.__setattr__(self, "group_size", PER_CHANNEL)
+        if self.group_size != PER_CHANNEL and self.group_size not in _GROUPS:
+            raise OptionError(
+                f"group_size={self.group_size!r} is taken by no kernel",
+                where="Quantize",
+                fix=f"use one of {', '.join(map(str, _GROUPS))}, or 0 for one group per channel",
+            )
+        if not isinstance(self.symmetric, bool):
+            raise OptionError(
+                f"symmetric={self.symmetric!r} is not a yes or no", where="Quantize", fix="use True or False"
+            )
+
+    @property
+    def levels(self) -> int:
+        """Number of codes."""
+        return 1 << self.bits
+
+    def group(self, channel: int) -> int:
+        """Weights in a (full) group of a channel of ``channel`` weights."""
+        return channel if self.group_size == PER_CHANNEL else self.group_size
+
+    def groups(self, channel: int) -> int:
+        """Groups in a channel of ``channel`` weights."""
+        return -(-channel // self.group(channel))
+
+    def __str__(self) -> str:
+        group = "channel" if self.group_size == PER_CHANNEL else f"group of {self.group_size}"
+        return f"{self.bits}-bit {'symmetric' if self.symmetric else 'asymmetric'}, one scale per {group}"
+
+
+# Group 64 divides the widths of nearly all models (128 would pad SmolLM2's 576 to 640) and costs 0.5 bits a weight;
+# asymmetric groups cost 0.06 bits more and lose less: see docs/quantization.md.
+NAMED: Mapping[str, Scheme] = {
+    "w4a16": Scheme(bits=4, group_size=64, symmetric=False),
+    "w8a16": Scheme(bits=8, group_size=64, symmetric=False),
+}
+"""Schemes by their usual short names: bits of weights and of activations."""
+
+
+def resolve(
+    name: str, *, bits: int | None = None, group_size: int | None = None, symmetric: bool | None = None
+) -> Scheme:
+    """The scheme called ``name`` with the given fields changed.
+
+    Raises:
+        OptionError: unknown name, or a field that no kernel takes.
+    """
+    if name not in NAMED:
+        raise OptionError(f"unknown quantization scheme {name!r}", where="Quantize", fix=nearest(str(name), NAMED))
+    scheme = NAMED[name]
+    if bits is not None and bits != scheme.bits:
+        scheme = NAMED.get(f"w{bits}a16", scheme)
+    changes: dict[str, Any] = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    return replace(scheme, **{field: value for field, value in changes.items() if value is not None})
+
+
+def override(base: Scheme, change: Any) -> Scheme | None:
+    """``base`` changed as an override says: a scheme name, a mapping of fields, or None / ``"float"`` to leave it.
+
+    Raises:
+        OptionError: the override is neither, names an unknown field, or a scheme no kernel takes.
+    """
+    if change is None or change == "float":
+        return None
+    if isinstance(change, Scheme):
+        return change
+    if isinstance(change, str):
+        return resolve(change)
+    if isinstance(change, Mapping):
+        unknown = set(change) - {"bits", "group_size", "symmetric"}
+        if unknown:
+            raise OptionError(
+                f"unknown field {sorted(unknown)[0]!r} in an override",
+                where="Quantize(overrides=...)",
+                fix=nearest(sorted(unknown)[0], ["bits", "group_size", "symmetric"]),
+            )
+        return replace(base, **dict(change))
+    raise OptionError(
+        f"{change!r} is not an override",
+        where="Quantize(overrides=...)",
+        fix="give a scheme name, a mapping such as {'bits': 8}, or 'float'",
+    )

@@ -1,0 +1,310 @@
+"""``Quantize``: weights of products and embeddings to 4 or 8 bits, round to nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir
+
+from ...ir.errors import ModelError, UnsupportedError
+from ...ir.graph import Graph, module_path, tensor_of
+from ...ir.rewrite import Editor
+from ...ir.weights import Shared, lazy
+from .. import selectors
+from ..base import Context, Outcome, Pass, Stage
+from . import rtn
+from .scheme import PER_CHANNEL, Scheme, override, resolve
+from .targets import Weight, find
+
+RULE = "quantize weights"
+_OLDEST_OPSET = 21
+"""The first opset whose DequantizeLinear takes groups and 4-bit codes."""
+
+
+@dataclass(frozen=True)
+class Quantize(Pass):
+    """Round the weights of ``MatMul``, ``Gemm`` and embeddings to 4 or 8 bits (survey, section 3.3.1).
+
+    The graph gets ``DequantizeLinear`` nodes over the codes; nothing is computed until the model is written or run.
+    An embedding shared with the language model's head stays one shared weight.
+
+    Attributes:
+        scheme: ``"w4a16"`` or ``"w8a16"``: bits of weights and activations, with the group size and symmetry that
+            were measured best.
+        bits: 4 or 8 instead of the scheme's.
+        group_size: weights that share a scale: 16, 32, 64, 128, 256; 0 or -1 for a whole channel.
+        symmetric: whether the zero point is the middle of the range.
+        include: selectors of what to quantize; everything if empty.
+        exclude: selectors of what to leave float.
+        overrides: (selector, change) pairs, first match wins; a change is a scheme name, a mapping of ``bits``,
+            ``group_size``, ``symmetric``, or ``"float"``. A mapping from selectors to changes is taken, too.
+
+    Raises:
+        OptionError: a scheme or value that no kernel takes.
+        SelectorError: a malformed selector, or (when run) one that matches nothing.
+    """
+
+    stage = Stage.QUANTIZE
+
+    scheme: str = "w4a16"
+    bits: int | None = None
+    group_size: int | None = None
+    symmetric: bool | None = None
+    include: str | Sequence[str] = ()
+    exclude: str | Sequence[str] = ()
+    overrides: Mapping[str, Any] | Sequence[tuple[str, Any]] = ()
+
+    def __post_init__(self) -> None:
+        base = self.resolved
+        pairs = self.overrides.items() if isinstance(self.overrides, Mapping) else self.overrides
+        # Frozen and hashable: mappings become tuples.
+        frozen = tuple((key, tuple(sorted(v.items())) if isinstance(v, Mapping) else v) for key, v in pairs)
+        object.__setattr__(self, "overrides", frozen)
+        for name in ("include", "exclude"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        selectors.parse_all(self.include)
+        selectors.parse_all(self.exclude)
+        self._overrides(base)
+
+    @property
+    def resolved(self) -> Scheme:
+        """The scheme of a weight that no override touches."""
+        return resolve(self.scheme, bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
+
+    def _overrides(self, base: Scheme) -> list[tuple[selectors.Selector, Scheme | None]]:
+        assert not isinstance(self.overrides, Mapping)
+        return [
+            (selectors.parse(key), override(base, dict(change) if isinstance(change, tuple) else change))
+            for key, change in self.overrides
+        ]
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        """Quantize every weight that is selected and can be; say of each other one why not."""
+        outcome, totals = Outcome(), _Totals()
+        targets = find(graph)
+        base = self.resolved
+        plan = _Plan(
+            selectors.parse_all(self.include), selectors.parse_all(self.exclude), self._overrides(base), base
+        )
+        candidates = [node for weight in targets.weights for node in weight.users]
+        candidates += [node for node, _ in targets.others]
+        plan.check(candidates)
+        edit = Editor(graph, RULE)
+        order = {node: i for i, node in enumerate(graph.graph)}
+        for weight in targets.weights:
+            where = module_path((weight.users or [weight.readers[0][0]])[0])
+            totals.found += len(weight.products)
+            reason = weight.obstacle
+            scheme: Scheme | None = None
+            if reason is None:
+                scheme, reason = plan.scheme(weight)
+            if scheme is None:
+                assert reason is not None
+                totals.left += weight.size * _bytes(weight)
+                totals.left_weights += weight.size
+                outcome.skipped(where, reason, weight=weight.value.name, weights=weight.size)
+                continue
+            if graph.opset_imports.get("", 1) < _OLDEST_OPSET:
+                raise UnsupportedError(
+                    f"the model has opset {graph.opset_imports.get('', 1)}, quantized weights need {_OLDEST_OPSET}",
+                    where=where,
+                    fix="convert the file to a newer opset first (onnx.version_converter)",
+                )
+            figures = _rewrite(edit, weight, scheme, order)
+            totals.add(weight, figures)
+            outcome.count(RULE)
+            shared = f", shared by {len(weight.users)} nodes" if len(weight.users) > 1 else ""
+            outcome.applied(where, f"{scheme}{shared}", **figures)
+        for node, reason in targets.others:
+            outcome.skipped(module_path(node), reason, op=node.op_type)
+        totals.report(outcome)
+        return outcome
+
+
+@dataclass(frozen=True)
+class _Plan:
+    include: Sequence[selectors.Selector]
+    exclude: Sequence[selectors.Selector]
+    overrides: Sequence[tuple[selectors.Selector, Scheme | None]]
+    base: Scheme
+
+    def check(self, nodes: Sequence[onnx_ir.Node]) -> None:
+        used = [*self.include, *self.exclude, *(selector for selector, _ in self.overrides)]
+        selectors.require_matches(used, nodes, "products and embeddings")
+
+    def scheme(self, weight: Weight) -> tuple[Scheme | None, str | None]:
+        """The scheme of a weight, or None and the reason."""
+        wanted = [self._wants(node) for node in weight.users]
+        if not any(wanted):
+            return None, "not selected"
+        if not all(wanted):
+            other = weight.users[wanted.index(False)]
+            return None, f"shared with {module_path(other)}, which is not selected"
+        for selector, scheme in self.overrides:
+            if any(selector.matches(node) for node in weight.users):
+                return scheme, None if scheme else f"override {selector.text!r} leaves it float"
+        return self.base, None
+
+    def _wants(self, node: onnx_ir.Node) -> bool:
+        if self.include and selectors.first(self.include, node) is None:
+            return False
+        return selectors.first(self.exclude, node) is None
+
+
+@dataclass
+class _Totals:
+    found: int = 0
+    products: int = 0
+    tables: int = 0
+    weights: int = 0
+    bytes: float = 0
+    left: float = 0
+    left_weights: int = 0
+
+    def add(self, weight: Weight, figures: Mapping[str, Any]) -> None:
+        self.products += len(weight.products)
+        self.tables += len(weight.tables)
+        self.weights += figures["weights"]
+        self.bytes += figures["bytes"]
+
+    def report(self, outcome: Outcome) -> None:
+        values = {
+            "products": self.products,
+            "products_found": self.found,
+            "embeddings": self.tables,
+            "weights": self.weights,
+            "bytes": int(self.bytes),
+            "bits_per_weight": round(self.bytes * 8 / self.weights, 4) if self.weights else None,
+            "left_float": self.left_weights,
+        }
+        text = f"{self.products} of {self.found} products with constant weights and {self.tables} embeddings quantized"
+        if self.weights:
+            bits = values["bits_per_weight"]
+            outcome.applied("", f"{text}, {bits} bits per weight with scales, zero points and padding", **values)
+        else:
+            outcome.missed("", f"nothing was quantized: {text}", **values)
+
+
+def _bytes(weight: Weight) -> float:
+    tensor = tensor_of(weight.value)
+    assert tensor is not None
+    return float(tensor.dtype.itemsize)
+
+
+def stored_bytes(n: int, k: int, scheme: Scheme, scale_bytes: int = 4) -> int:
+    """Bytes of ``n`` channels of ``k`` weights: codes padded to whole groups, scales, packed zero points."""
+    groups = scheme.groups(k)
+    padded = k if scheme.group_size == PER_CHANNEL else groups * scheme.group_size
+    zeros = 0 if scheme.symmetric else -(-groups * scheme.bits // 8)
+    return n * (-(-padded * scheme.bits // 8) + groups * scale_bytes + zeros)
+
+
+def _rewrite(edit: Editor, weight: Weight, scheme: Scheme, order: Mapping[onnx_ir.Node, int]) -> dict[str, Any]:
+    tensor = tensor_of(weight.value)
+    assert tensor is not None
+    n, k = weight.channels
+    anchor = min((node for node, _ in weight.readers), key=lambda node: order[node])
+    edit.at(anchor, weight.users)
+    codes, scales, zeros = _tensors(tensor, weight, scheme)
+    name = weight.value.name or "weight"
+    axis = 1 if weight.layout == "nk" else 0
+    blocked = scheme.group_size != PER_CHANNEL
+    attributes: dict[str, int] = {"axis": axis if blocked else 1 - axis}
+    if blocked:
+        attributes["block_size"] = scheme.group_size
+    inputs = [
+        edit.initializer(codes, f"{name}.codes"),
+        edit.initializer(scales, f"{name}.scales"),
+        edit.initializer(zeros, f"{name}.zero_points"),
+    ]
+    new = edit.op(
+        "DequantizeLinear", inputs, attributes, dtype=tensor.dtype, shape=tensor.shape.numpy(), hint=f"{name}.dequantize"
+    )
+    for node, index in weight.readers:
+        node.replace_input_with(index, new)
+    if weight.value.is_initializer():
+        edit.drop_initializer(weight.value)
+    elif (constant := weight.value.producer()) is not None:
+        edit.sweep([constant])
+    size = stored_bytes(n, k, scheme, int(tensor.dtype.itemsize))
+    return {
+        "weight": name,
+        "channels": n,
+        "weights": n * k,
+        "bits": scheme.bits,
+        "group_size": scheme.group(k),
+        "bytes": size,
+        "bits_per_weight": round(size * 8 / (n * k), 4),
+    }
+
+
+def _tensors(
+    tensor: onnx_ir.TensorProtocol, weight: Weight, scheme: Scheme
+) -> tuple[onnx_ir.TensorProtocol, onnx_ir.TensorProtocol, onnx_ir.TensorProtocol]:
+    """Codes, scales and zero points in the weight's own layout, computed together when the first is read."""
+    n, k = weight.channels
+    turned = weight.layout == "kn"
+    small = onnx_ir.DataType.UINT4 if scheme.bits == 4 else onnx_ir.DataType.UINT8
+    groups = scheme.groups(k)
+    name = weight.value.name
+    # A row of an odd number of codes ends in mid-byte: only the flat form can be packed.
+    by_row = not turned and k % 2 == 0
+
+    def compute() -> rtn.Codes:
+        try:
+            return rtn.quantize(
+                tensor.numpy(), scheme, transposed=turned, packed=by_row, precision=tensor.dtype.numpy()
+            )
+        except FloatingPointError as error:
+            raise ModelError(f"{error}", where=f"weight {name!r}", fix="exclude it, or repair the model") from error
+
+    shared = Shared(compute, readers=2 if scheme.symmetric else 3)
+    shape = (k, n) if turned else (n, k)
+    if scheme.group_size == PER_CHANNEL:
+        scale_shape: tuple[int, ...] = (n,)
+    else:
+        scale_shape = (groups, n) if turned else (n, groups)
+
+    def arranged(array: np.ndarray[Any, Any], to: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        return np.ascontiguousarray(array.T if turned else array).reshape(to)
+
+    def codes() -> onnx_ir.TensorProtocol:
+        array = shared.get().codes
+        if by_row and scheme.bits == 4:
+            return onnx_ir.PackedTensor(array.reshape(-1), small, shape=shape, name=name)
+        return _small(arranged(array, shape), small)
+
+    def scales() -> onnx_ir.TensorProtocol:
+        array = arranged(shared.get().scales, scale_shape)
+        return onnx_ir.Tensor(array.astype(tensor.dtype.numpy()), dtype=tensor.dtype)
+
+    def zero_points() -> onnx_ir.TensorProtocol:
+        array = shared.get().zero_points
+        assert array is not None
+        return _small(arranged(array, scale_shape), small)
+
+    zeros: onnx_ir.TensorProtocol
+    if scheme.symmetric:
+        zeros = _middle(small, scale_shape)
+    else:
+        zeros = lazy(zero_points, small, scale_shape)
+    return lazy(codes, small, shape), lazy(scales, tensor.dtype, scale_shape), zeros
+
+
+def _small(array: np.ndarray[Any, Any], dtype: onnx_ir.DataType) -> onnx_ir.TensorProtocol:
+    if dtype == onnx_ir.DataType.UINT8:
+        return onnx_ir.Tensor(array, dtype=dtype)
+    packed = rtn.pack(array.reshape(1, -1))
+    return onnx_ir.PackedTensor(packed.reshape(-1), dtype, shape=array.shape)
+
+
+def _middle(dtype: onnx_ir.DataType, shape: tuple[int, ...]) -> onnx_ir.TensorProtocol:
+    """Zero points that are all the middle code, without memory of their own."""
+    count = int(np.prod(shape))
+    if dtype == onnx_ir.DataType.UINT8:
+        return onnx_ir.Tensor(np.broadcast_to(np.uint8(128), shape), dtype=dtype)
+    return onnx_ir.PackedTensor(np.broadcast_to(np.uint8(0x88), (-(-count // 2),)), dtype, shape=shape)
