@@ -190,7 +190,9 @@ def _measure(
         if scenario.kind == "run":
             if inputs is None:
                 inputs = make_inputs(loaded[0]["signature"], dims)
-            files = [_save_inputs(inputs, answer["signature"], scratch / f"{i}.npz") for i, answer in enumerate(loaded)]
+            files: list[str | None] = [
+                _save_inputs(inputs, answer["signature"], scratch / f"{i}.npz") for i, answer in enumerate(loaded)
+            ]
         else:
             files = [None] * len(loaded)
             prepare["vocabulary"] = _vocabulary(loaded)
@@ -234,7 +236,7 @@ def _save_inputs(inputs: Mapping[str, Array], signature: Sequence[Mapping[str, A
             f"the model takes {', '.join(names)}, but the inputs are {', '.join(inputs)}",
             fix="compare models that take the same inputs, or give inputs= with all of them",
         )
-    np.savez(path, **{name: np.asarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
+    np.savez(path, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
     return str(path)
 
 

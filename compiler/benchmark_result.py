@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -111,7 +112,7 @@ class Result:
         return float(np.median([one / other for one, other in pairs]))
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON holds it; times in milliseconds."""
+        """Everything, as JSON holds it; times in milliseconds, sources without their folders."""
         figures = {
             scenario: {
                 name: {
@@ -126,7 +127,7 @@ class Result:
             for scenario, timings in self.timings.items()
         }
         return {
-            "sides": {side.name: asdict(side) for side in self.sides},
+            "sides": {side.name: asdict(side) | {"source": Path(side.source).name} for side in self.sides},
             "threads": self.threads,
             "scenarios": figures,
             "peak_memory_bytes": self.memory,

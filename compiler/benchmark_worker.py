@@ -85,7 +85,7 @@ class Worker:
     def outputs(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Write what the prepared run returns into an ``.npz`` file."""
         arrays = {str(index): self.side.numpy(value) for index, value in enumerate(self.run())}
-        np.savez(message["path"], **arrays)
+        np.savez(message["path"], allow_pickle=False, **arrays)
         return {"outputs": len(arrays)}
 
     def memory(self, message: Mapping[str, Any]) -> dict[str, Any]:

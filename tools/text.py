@@ -1,0 +1,84 @@
+"""Text for calibration and for perplexity: the topics of Python's own help (``pydoc_data``), split by topic.
+
+The split is by a hash of a topic's name, so it is the same in every run; a paragraph of the held-out part that also
+stands in a calibration topic is left out, so that nothing is calibrated on what it is judged by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..ir.errors import ModelError
+
+Encode = Callable[[str], list[int]]
+
+_HELD_OUT = 3  # one topic in so many
+
+
+def _topics() -> dict[str, str]:
+    from pydoc_data.topics import topics
+
+    return topics
+
+
+def _is_held_out(topic: str) -> bool:
+    return hashlib.sha256(topic.encode()).digest()[0] % _HELD_OUT == 0
+
+
+def _paragraphs(held_out: bool) -> Iterator[str]:
+    for name, text in sorted(_topics().items()):
+        if _is_held_out(name) == held_out:
+            yield from (paragraph.strip("\n") for paragraph in text.split("\n\n"))
+
+
+def calibration_text() -> str:
+    """The text that calibration may use."""
+    return "\n\n".join(dict.fromkeys(_paragraphs(held_out=False)))
+
+
+def held_out_text() -> str:
+    """The text that perplexity is measured on: no paragraph of it is in :func:`calibration_text`."""
+    seen = set(_paragraphs(held_out=False))
+    return "\n\n".join(dict.fromkeys(p for p in _paragraphs(held_out=True) if p not in seen))
+
+
+def windows(encode: Encode, text: str, count: int = 8, length: int = 512) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """``count`` stretches of ``length`` tokens, evenly spread over ``text``, as int64 [count, length].
+
+    Raises:
+        ValueError: the text is too short.
+    """
+    ids = np.asarray(encode(text), dtype=np.int64)
+    if len(ids) < count * length:
+        raise ValueError(f"the text has {len(ids)} tokens, {count} windows of {length} need {count * length}")
+    starts = np.linspace(0, len(ids) - length, count).astype(int) if count > 1 else np.zeros(1, int)
+    return np.stack([ids[start : start + length] for start in starts])
+
+
+def load_tokenizer(source: str | Path) -> Encode:
+    """The function from text to token ids (no special tokens added) of a model.
+
+    Args:
+        source: a ``tokenizer.json``, a folder with one, or a GGUF file (read with transformers).
+
+    Raises:
+        ModelError: there is no tokenizer.
+    """
+    source = Path(source)
+    if source.suffix == ".gguf":
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
+        return lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    file = source / "tokenizer.json" if source.is_dir() else source
+    if not file.is_file():
+        raise ModelError("there is no tokenizer.json", where=str(source), fix="name the model's own with --tokenizer")
+    from tokenizers import Tokenizer
+
+    fast = Tokenizer.from_file(str(file))
+    return lambda text: list(fast.encode(text, add_special_tokens=False).ids)
