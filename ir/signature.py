@@ -92,6 +92,21 @@ def dtype_name(value: Any) -> str:
     return _ONNX_NAMES.get(name, name.upper())
 
 
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The NumPy type (``ml_dtypes`` where NumPy has none) of an ONNX element type.
+
+    Raises:
+        KeyError: no array has this type.
+    """
+    numpy_name = _NUMPY_NAMES[name]
+    try:
+        return np.dtype(numpy_name)
+    except TypeError:
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, numpy_name))
+
+
 def check_input(spec: TensorSpec, value: Any, symbols: dict[str, tuple[int, str]]) -> Any:
     """``value`` as something with a dtype and a shape, checked against ``spec``.
 

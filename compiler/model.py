@@ -1,0 +1,159 @@
+"""A compiled model: called like the model it was made from. Imports neither torch nor onnx."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..ir.errors import ArtifactError, BurnishError, UnsupportedError
+from ..ir.signature import DecoderSpec, Signature, TensorSpec
+from .artifact import Manifest, check_files
+from .report import Report
+from .storage import publish
+
+if TYPE_CHECKING:
+    from ..backends.onnxruntime.session import Session
+    from .benchmark import Result
+
+
+class CompiledModel:
+    """A model that runs in ONNX Runtime.
+
+    It always lives in a file, and the session reads that file, so that a model larger than memory can be compiled.
+
+    Args:
+        path: the ONNX file.
+        manifest: what that file says of itself.
+        report: what happened when it was made.
+        signature: how it is called; by input names if not given.
+        threads: threads of the session; ONNX Runtime's own choice if not given.
+        folder: temporary folder that holds the file and goes away with this object.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        report: Report,
+        *,
+        signature: Signature | None = None,
+        threads: int | None = None,
+        folder: tempfile.TemporaryDirectory[str] | None = None,
+    ) -> None:
+        self._path, self._manifest, self._report = path, manifest, report
+        self._signature = signature or manifest.signature()
+        self._threads, self._folder = threads, folder
+        self._session: Session | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model on the arguments that the original takes; NumPy arrays in, NumPy out, torch in, torch out.
+
+        Raises:
+            InputError: the arguments do not fit.
+        """
+        feeds = self._signature.flatten(args, kwargs)
+        return self._signature.unflatten(self.session.run(feeds))
+
+    def generate(self, input_ids: Any, **options: Any) -> Any:
+        """Continue sequences of tokens; see :func:`burnish.compiler.generate.generate` for the options.
+
+        Raises:
+            UnsupportedError: the model is not a causal language model with a cache.
+        """
+        if self._manifest.decoder is None:
+            raise UnsupportedError(
+                "generate() needs a causal language model with a KV cache",
+                where=str(self._path),
+                fix="compile a Hugging Face folder or GGUF file of a causal language model, or call the model itself",
+            )
+        from .generate import generate
+
+        return generate(self, input_ids, **options)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the model to a file (a name that ends in ``.onnx``) or a folder (any other name).
+
+        Large weights go to a second file, ``<name>.data``. A folder also holds the tokenizer and ``burnish.json``.
+
+        Returns:
+            The path that was written.
+
+        Raises:
+            OutputError: something is there already, or the place cannot be written to.
+        """
+        target = Path(path)
+        publish(self._path, self._manifest, target, overwrite=overwrite)
+        return target
+
+    def benchmark(self, **options: Any) -> Result:
+        """Time the model in a process of its own; see :func:`burnish.compiler.benchmark.benchmark` for the options."""
+        from .benchmark import Side, benchmark
+
+        options.setdefault("threads", self._threads)
+        return benchmark(Side(self._report.model or self._path.stem, str(self._path.absolute())), **options)
+
+    @property
+    def session(self) -> Session:
+        """The ONNX Runtime session, opened when it is first needed.
+
+        Raises:
+            ArtifactError: the files are damaged, or ONNX Runtime cannot load them.
+        """
+        if self._session is None:
+            self._session = self._open()
+        return self._session
+
+    def _open(self) -> Session:
+        from ..backends.onnxruntime.session import Session
+
+        if not self._path.exists():
+            raise ArtifactError("the compiled files are gone", where=str(self._path), fix="compile the model again")
+        check_files(self._path, self._manifest)
+        try:
+            return Session(self._path, threads=self._threads)
+        except ArtifactError:
+            raise
+        except BurnishError as error:
+            raise ArtifactError(error.what, where=error.where or str(self._path), fix=error.fix) from error
+
+    @property
+    def report(self) -> Report:
+        """What happened when it was made."""
+        return self._report
+
+    @property
+    def manifest(self) -> Manifest:
+        """How it was made, what it takes, and what it needs to run."""
+        return self._manifest
+
+    @property
+    def decoder(self) -> DecoderSpec | None:
+        """What ``generate`` knows of the model; None if it is not a causal language model with a cache."""
+        return self._manifest.decoder
+
+    @property
+    def path(self) -> Path:
+        """The ONNX file that runs."""
+        return self._path
+
+    @property
+    def inputs(self) -> Sequence[TensorSpec]:
+        """Inputs of the graph."""
+        return self._manifest.inputs
+
+    @property
+    def outputs(self) -> Sequence[TensorSpec]:
+        """Outputs of the graph."""
+        return self._manifest.outputs
+
+    def __repr__(self) -> str:
+        takes = ", ".join(_short(spec) for spec in self.inputs[:4]) + (", …" if len(self.inputs) > 4 else "")
+        gives = ", ".join(_short(spec) for spec in self.outputs[:2]) + (", …" if len(self.outputs) > 2 else "")
+        return f"CompiledModel({takes} -> {gives})"
+
+
+def _short(spec: TensorSpec) -> str:
+    shape = "?" if spec.shape is None else ", ".join(map(str, spec.shape))
+    return f"{spec.name}: {spec.dtype.lower()}[{shape}]"
