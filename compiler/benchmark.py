@@ -6,6 +6,7 @@ own, only one works at a time, and a ratio is the median of the ratios of rounds
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -23,14 +24,15 @@ import numpy as np
 
 from ..ir import errors
 from ..ir.errors import BurnishError, InputError, OptionError
-from .benchmark_onnx import make_inputs, model_bytes
+from .benchmark_onnx import find_model, make_inputs, model_bytes
 from .benchmark_result import Result, Scenario, Side, Timing, decode, largest_difference, prefill
 from .machine import cores
+from .model import CompiledModel
+from .progress import Progress, silent
 
 __all__ = ["Result", "Scenario", "Side", "Timing", "benchmark", "decode", "prefill"]
 
 Array = np.ndarray[Any, Any]
-Progress = Callable[[int, int, str], None]
 
 _PAUSE = 0.05  # seconds between turns, so that the other side's thread pool has gone to sleep
 _TURN = 0.4  # seconds a turn lasts at least
@@ -96,12 +98,12 @@ def benchmark(
     dims: Mapping[str, int] | None = None,
     rounds: int = 7,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Result:
     """Run models in turns and say how long each took, and how they compare with the first.
 
     Args:
-        models: a :class:`Side`, the path of an ONNX file or saved folder, or anything with ``save(path)``; each.
+        models: a :class:`Side`, the path of an ONNX file or saved folder, or a :class:`.model.CompiledModel`; each.
         scenarios: what to measure; by default ``prefill(128)`` and ``decode(128)`` of decoders, and a call otherwise.
         inputs: arrays by input name, for calls; made up from the first model's signature where left out.
         dims: sizes of the symbolic dimensions of inputs that are made up.
@@ -118,39 +120,27 @@ def benchmark(
     if rounds < 5:
         raise OptionError(f"{rounds} rounds say little", fix="take 5 or more")
     threads = threads or cores()
-    with tempfile.TemporaryDirectory(prefix="burnish-benchmark-") as name:
-        scratch = Path(name)
-        sides = _as_sides(models, scratch)
-        for side in sides:
-            if not side.eager:
-                model_bytes(side.source)  # a missing file is told before anything is started
-        result = Result(sides, threads)
-        processes: list[_Process] = []
-        try:
-            for side in sides:
-                processes.append(_Process(side, threads))
-            _measure(result, processes, scenarios, inputs, dims or {}, rounds, progress or _silent, scratch)
-        finally:
-            for process in processes:
-                process.__exit__(None, None, None)
+    sides = _as_sides(models)
+    for side in sides:
+        if not side.eager:
+            find_model(side.source)  # a missing file is told before anything is started
+    result = Result(sides, threads)
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="burnish-benchmark-")))
+        processes = [stack.enter_context(_Process(side, threads)) for side in sides]
+        _measure(result, processes, scenarios, inputs, dims or {}, rounds, progress, scratch)
     return result
 
 
-def _silent(done: int, total: int, what: str) -> None:
-    pass
-
-
-def _as_sides(models: Sequence[Any], scratch: Path) -> list[Side]:
+def _as_sides(models: Sequence[Any]) -> list[Side]:
     sides: list[Side] = []
-    for index, model in enumerate(models):
+    for model in models:
         if isinstance(model, Side):
             side = model
         elif isinstance(model, str | os.PathLike):
             side = Side(Path(model).name or str(model), str(Path(model).absolute()))
-        elif hasattr(model, "save"):
-            path = scratch / f"compiled{index or ''}.onnx"
-            model.save(path)
-            side = Side(path.stem, str(path))
+        elif isinstance(model, CompiledModel):
+            side = Side(model.report.model or model.path.stem, str(model.path.absolute()))
         else:
             raise OptionError(
                 f"a {type(model).__name__} cannot be benchmarked",

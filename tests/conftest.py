@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from burnish.tools.fetch import model_path
 
 # Test workers share the cores; a thread pool each as wide as the machine would fight over them.

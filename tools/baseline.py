@@ -1,13 +1,14 @@
-"""The yardstick: SmolLM2 with a KV cache as ``torch.onnx.export(dynamo=True, opset_version=23)`` writes it.
+"""The yardsticks: SmolLM2 with a KV cache, and MiniLM, out of ``torch.onnx.export(dynamo=True, opset_version=23)``.
 
-``python -m burnish.tools.baseline`` exports it once (some minutes) into the cache of :mod:`.fetch` and prints the path.
+``python -m burnish.tools.baseline`` exports both once (some minutes) into the cache of :mod:`.fetch` and prints where.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +109,46 @@ def export_decoder(model: torch.nn.Module, path: Path) -> dict[str, float]:
 
 
 def baseline_path() -> Path:
-    """The exported file of the float32 yardstick, made if it is not there yet."""
-    folder = cache_folder() / f"baseline_smollm2_opset{OPSET}"
+    """SmolLM2 with a cache in float32, exported if it is not there yet."""
+    return _once(f"baseline_smollm2_opset{OPSET}", lambda path: export_decoder(eager_smollm2(), path))
+
+
+def minilm_path() -> Path:
+    """The MiniLM encoder (last hidden state) in float32, exported if it is not there yet."""
+    return _once(f"baseline_minilm_opset{OPSET}", _export_minilm)
+
+
+def _export_minilm(path: Path) -> dict[str, float]:
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(model_path("minilm"), dtype=torch.float32).eval()
+    batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    started = time.perf_counter()
+    with torch.no_grad():
+        torch.onnx.export(
+            model,
+            kwargs={name: torch.ones(2, 8, dtype=torch.int64) for name in names},
+            f=str(path),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=names,
+            dynamic_shapes={name: {0: batch, 1: sequence} for name in names},
+            verbose=False,
+        )
+    return {"export_seconds": time.perf_counter() - started}
+
+
+def _once(name: str, export: Callable[[Path], dict[str, float]]) -> Path:
+    """The file in the folder ``name`` of the model cache, made by ``export`` the first time."""
+    folder = cache_folder() / name
     if not folder.is_dir():
-        with locked(cache_folder() / f".{folder.name}.lock"):
+        with locked(cache_folder() / f".{name}.lock"):
             if not folder.is_dir():
-                scratch = folder.with_name(f".{folder.name}.partial")
-                scratch.mkdir(parents=True, exist_ok=True)
-                facts: dict[str, Any] = export_decoder(eager_smollm2(), scratch / "model.onnx")
+                scratch = folder.with_name(f".{name}.partial")
+                shutil.rmtree(scratch, ignore_errors=True)
+                scratch.mkdir(parents=True)
+                facts: dict[str, Any] = export(scratch / "model.onnx")
                 facts["torch"] = torch.__version__
                 (scratch / "made.json").write_text(json.dumps(facts, indent=2) + "\n")
                 scratch.rename(folder)
@@ -123,4 +156,5 @@ def baseline_path() -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(print(baseline_path()))
+    for baseline in (baseline_path, minilm_path):
+        print(baseline(), flush=True)

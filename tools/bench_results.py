@@ -1,0 +1,123 @@
+"""What a benchmark script writes, and the tables that README and docs show of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Check:
+    """A figure that must not be above a limit."""
+
+    name: str
+    value: float
+    limit: float
+    unit: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the figure keeps the limit."""
+        return self.value <= self.limit
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields and whether it passed."""
+        return asdict(self) | {"value": round(self.value, 6), "passed": self.passed}
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> int:
+    """Write ``results`` whole, print its checks, and return how many of them failed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.partial")
+    scratch.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    scratch.replace(path)
+    failed = 0
+    for check in results["checks"]:
+        failed += not check["passed"]
+        verdict = "ok    " if check["passed"] else "FAILED"
+        print(
+            f"{verdict} {check['name']}: {check['value']:.4g}{check['unit']} (limit {check['limit']:g}{check['unit']})"
+        )
+    return failed
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join([_row(*head), _row(*rule), *(_row(*row) for row in rows)])
+
+
+def decoder_table(results: Mapping[str, Any]) -> str:
+    """Markdown table of ``decoder.json``: a column a side, the first being what ratios refer to."""
+    sides = list(results["sides"])
+    base = sides[0]
+    titles = {"default": "Burnish `default`", "w4a16": "Burnish `w4a16`", base: f"`{base}`, ONNX Runtime"}
+    rows = [["size on disk", *(f"{size / 1e6:.0f} MB" if (size := results["model_bytes"][s]) else "–" for s in sides)]]
+    rows.append(["peak memory", *(f"{results['peak_memory_bytes'][side] / 1e6:.0f} MB" for side in sides)])
+    for scenario, figures in results["scenarios"].items():
+        cells = [f"{figures[side]['median_ms']:.1f} ms" + _ratio(figures[side], side != base) for side in sides]
+        rows.append([f"{scenario}{', per token' if scenario.startswith('decode') else ' tokens'}", *cells])
+    perplexity = results["perplexity"]
+    rows.append(["perplexity, held-out text", *(f"{perplexity[s]:.2f}" if s in perplexity else "–" for s in sides)])
+    return _table([results["model"], *(titles.get(side, side) for side in sides)], rows)
+
+
+def files_table(results: Mapping[str, Any]) -> str:
+    """Markdown table of ``files.json``: a row a file."""
+    rows = []
+    for name, case in results["cases"].items():
+        figures = case["scenarios"]["call"]
+        came, compiled = figures["as it came"], figures["default"]
+        rows.append(
+            [
+                name,
+                f"{came['median_ms']:.2f} ms ± {came['iqr_ms']:.2f}",
+                f"{compiled['median_ms']:.2f} ms ± {compiled['iqr_ms']:.2f}",
+                f"{compiled['ratio']:.2f}×",
+                f"{case['difference']['default']:.0e}",
+            ]
+        )
+    return _table(["float32 ONNX file", "as it came", "Burnish `default`", "ratio", "difference, of range"], rows)
+
+
+def checks_table(*results: Mapping[str, Any]) -> str:
+    """Markdown table of every check with its limit."""
+    checks = [check for result in results for check in result["checks"]]
+    rows = [
+        [c["name"], f"{c['value']:.4g}{c['unit']}", f"{c['limit']:g}{c['unit']}", "yes" if c["passed"] else "**no**"]
+        for c in checks
+    ]
+    return _table(["check", "measured", "limit", "kept"], rows)
+
+
+def machine_line(results: Mapping[str, Any]) -> str:
+    """One line of Markdown: the machine and the versions."""
+    machine = results["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}; Python {machine['python']}, {versions}."
+
+
+def _ratio(figure: Mapping[str, Any], shown: bool) -> str:
+    return f" ({figure['ratio']:.2f}×)" if shown else ""
+
+
+def fill(document: str, blocks: Mapping[str, str]) -> str:
+    """``document`` with what stands between ``<!-- name -->`` and ``<!-- end name -->`` replaced.
+
+    Raises:
+        ValueError: a block of that name is not there, or is not closed.
+    """
+    for name, text in blocks.items():
+        opening, closing = f"<!-- {name} -->", f"<!-- end {name} -->"
+        before, found, rest = document.partition(opening)
+        _, closed, after = rest.partition(closing)
+        if not (found and closed):
+            raise ValueError(f"the document has no block {opening} … {closing}")
+        document = f"{before}{opening}\n{text}\n{closing}{after}"
+    return document
