@@ -1,0 +1,46 @@
+"""The last step before writing: standard operators become what the target runs best, or what it runs at all."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ...ir.errors import OptionError, nearest
+from ...ir.graph import Graph
+from ...ir.remarks import Remark
+from .legality import check, nonstandard
+from .nbits import lower_quantized
+from .transposes import fold_transposes
+
+Target = Literal["onnxruntime", "onnx"]
+TARGETS = ("onnxruntime", "onnx")
+
+
+def lower(graph: Graph, target: str = "onnxruntime") -> list[Remark]:
+    """Rewrite ``graph`` in place for a target.
+
+    Args:
+        graph: after the passes; weights stay unread.
+        target: ``onnxruntime`` (contrib operators of the installed build allowed) or ``onnx`` (standard operators
+            only: the file passes ``onnx.checker`` and runs in ``onnx.reference``).
+
+    Returns:
+        Every choice made, and every non-standard operator used.
+
+    Raises:
+        OptionError: unknown target.
+        UnsupportedError: an operator has no kernel in the installed build, or no standard form.
+    """
+    if target not in TARGETS:
+        raise OptionError(f"unknown target {target!r}", where="target", fix=nearest(str(target), TARGETS))
+    if target == "onnx":
+        from .portable import lower_portable
+
+        remarks = lower_portable(graph)
+        remarks += fold_transposes(graph)
+        return remarks
+    remarks = lower_quantized(graph)
+    remarks += fold_transposes(graph)
+    remarks += check(graph)
+    for name, count in sorted(nonstandard(graph).items()):
+        remarks.append(Remark("applied", "", f"non-standard operator {name} used {count} times", {name: count}))
+    return remarks
