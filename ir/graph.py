@@ -30,9 +30,7 @@ def all_nodes(graph: Graph) -> Iterator[onnx_ir.Node]:
 
 def is_op(node: onnx_ir.Node | None, *op_types: str, domain: str = "") -> bool:
     """Whether ``node`` is one of these operators of ``domain``."""
-    return (
-        node is not None and node.domain in (domain, "ai.onnx" if not domain else domain) and (node.op_type in op_types)
-    )
+    return node is not None and node.domain in (domain, domain or "ai.onnx") and (node.op_type in op_types)
 
 
 def producer(value: onnx_ir.Value | None, *op_types: str, domain: str = "") -> onnx_ir.Node | None:

@@ -165,7 +165,8 @@ class DecoderSpec:
     """What ``generate`` must know of a causal language model with a KV cache.
 
     Attributes:
-        layers: number of layers; layer ``N`` has ``past_key_values.N.key`` and ``.value`` ([batch, kv_heads, past, head_dim]).
+        layers: number of layers; layer ``N`` has ``past_key_values.N.key`` and ``.value``,
+            each [batch, kv_heads, past, head_dim].
         kv_heads: key/value heads of each layer.
         head_dim: size of a head.
         vocabulary: number of logits.
