@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from .recover import Recover
+
+__all__ = ["Recover"]

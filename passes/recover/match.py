@@ -1,0 +1,208 @@
+"""Questions of dataflow that the recoveries share: what a value is, whatever nodes an exporter wrote it with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir
+
+from ...ir.graph import Graph, attribute, constant, dims, is_op, module_path, producer, rank, tensor_of
+from ...ir.rewrite import Editor
+from ..base import Context, Outcome
+
+FLOATS = (
+    onnx_ir.DataType.FLOAT,
+    onnx_ir.DataType.FLOAT16,
+    onnx_ir.DataType.BFLOAT16,
+    onnx_ir.DataType.DOUBLE,
+)
+
+
+@dataclass
+class Site:
+    """The graph under recovery and what has been said about it; one is shared by all recoveries of a run."""
+
+    graph: Graph
+    context: Context
+    outcome: Outcome = field(default_factory=Outcome)
+
+    def __post_init__(self) -> None:
+        self._names = Editor(self.graph, "recover").names
+        self.opset = self.graph.opset_imports.get("", 1)
+
+    def edit(self, rule: str, anchor: onnx_ir.Node, origin: Sequence[onnx_ir.Node]) -> Editor:
+        """An editor that inserts before ``anchor`` on behalf of ``rule``."""
+        assert anchor.graph is not None
+        return Editor(self.graph, rule, names=self._names).at(anchor, origin)
+
+    def missed(self, node: onnx_ir.Node, operator: str, reason: str) -> None:
+        """Record that ``node`` looks like ``operator`` but is not replaced."""
+        self.outcome.missed(module_path(node), f"{operator} not recovered: {reason}", operator=operator)
+
+    def finish(self, edit: Editor, old: onnx_ir.Value, new: onnx_ir.Value, operator: str) -> None:
+        """Let ``new`` take the place of ``old``, remove what became unused and count the recovery."""
+        node = old.producer()
+        assert node is not None
+        edit.replace(old, new)
+        edit.sweep([node])
+        self.outcome.count(operator)
+
+
+def nodes(graph: Graph, *op_types: str) -> Iterator[onnx_ir.Node]:
+    """Nodes of the main graph of these operators that are still there when their turn comes, in graph order."""
+    for node in list(graph.graph):
+        if node.op_type in op_types and node.domain == "" and node.graph is not None:
+            yield node
+
+
+def origin_of(old: onnx_ir.Value, *others: onnx_ir.Value | None) -> list[onnx_ir.Node]:
+    """The nodes whose provenance a replacement carries on: those that make these values."""
+    found = [v.producer() for v in (old, *others) if v is not None]
+    return [n for n in found if n is not None]
+
+
+def strip(value: onnx_ir.Value) -> onnx_ir.Value:
+    """``value`` before nodes that change nothing: Identity, and Cast to the type it has."""
+    while True:
+        node = value.producer()
+        if node is None or not node.inputs or node.inputs[0] is None:
+            return value
+        source = node.inputs[0]
+        if is_op(node, "Identity") or (
+            is_op(node, "Cast") and source.dtype is not None and source.dtype == attribute(node, "to")
+        ):
+            value = source
+        else:
+            return value
+
+
+def uncast(value: onnx_ir.Value) -> onnx_ir.Value:
+    """``value`` before casts from one floating-point type to another."""
+    value = strip(value)
+    node = producer(value, "Cast")
+    if node is None or node.inputs[0] is None or node.inputs[0].dtype not in FLOATS:
+        return value
+    return strip(node.inputs[0])
+
+
+def scalar(value: onnx_ir.Value | None) -> float | None:
+    """The number behind a constant of one element, or None."""
+    if value is None:
+        return None
+    tensor = tensor_of(strip(value))
+    if tensor is None or tensor.size != 1 or tensor.dtype in (onnx_ir.DataType.STRING, onnx_ir.DataType.BOOL):
+        return None
+    return float(np.asarray(tensor.numpy()).reshape(-1)[0])
+
+
+def with_scalar(node: onnx_ir.Node | None, *op_types: str) -> tuple[onnx_ir.Value, float] | None:
+    """The operands of a commutative node with one constant number: (the other operand, the number)."""
+    if not is_op(node, *op_types):
+        return None
+    assert node is not None
+    a, b = node.inputs[0], node.inputs[1]
+    assert a is not None and b is not None
+    number = scalar(b)
+    if number is not None:
+        return a, number
+    number = scalar(a)
+    return None if number is None else (b, number)
+
+
+def others(node: onnx_ir.Node, value: onnx_ir.Value) -> onnx_ir.Value | None:
+    """The operand of a binary node that is not ``value`` (``value`` itself if it is both)."""
+    a, b = node.inputs[0], node.inputs[1]
+    return b if a is value else a
+
+
+def users(value: onnx_ir.Value, *op_types: str) -> list[onnx_ir.Node]:
+    """The nodes that read ``value``, through nodes that change nothing; only these operators if any is named."""
+    found: list[onnx_ir.Node] = []
+    for node in dict.fromkeys(use.node for use in value.uses()):
+        if node.graph is None:
+            continue
+        if node.outputs and strip(node.outputs[0]) is not node.outputs[0]:
+            found.extend(users(node.outputs[0], *op_types))
+        elif not op_types or is_op(node, *op_types):
+            found.append(node)
+    return found
+
+
+def only_user(value: onnx_ir.Value, *op_types: str) -> onnx_ir.Node | None:
+    """The one node that reads ``value``, if it is one of these operators and ``value`` is no graph output."""
+    if value.is_graph_output():
+        return None
+    found = users(value)
+    return found[0] if len(found) == 1 and (not op_types or is_op(found[0], *op_types)) else None
+
+
+def close(number: float | None, expected: float, tolerance: float = 1e-3) -> bool:
+    """Whether a constant is ``expected``; exporters write constants to as few as four digits, or in float16."""
+    return number is not None and abs(number - expected) <= tolerance * abs(expected)
+
+
+def factors(value: onnx_ir.Value, stops: Sequence[onnx_ir.Value], depth: int = 6) -> tuple[float, list[onnx_ir.Value]]:
+    """A product as a number times values, whatever its association; ``stops`` are not looked into."""
+    value = strip(value)
+    if any(value is stop for stop in stops):
+        return 1.0, [value]
+    number = scalar(value)
+    if number is not None:
+        return number, []
+    node = value.producer()
+    if depth > 0 and node is not None:
+        if is_op(node, "Mul"):
+            left, right = node.inputs[0], node.inputs[1]
+            assert left is not None and right is not None
+            a, bases = factors(left, stops, depth - 1)
+            b, more = factors(right, stops, depth - 1)
+            return a * b, bases + more
+        if is_op(node, "Div"):
+            number = scalar(node.inputs[1])
+            assert node.inputs[0] is not None
+            if number:
+                a, bases = factors(node.inputs[0], stops, depth - 1)
+                return a / number, bases
+        if is_op(node, "Neg"):
+            assert node.inputs[0] is not None
+            a, bases = factors(node.inputs[0], stops, depth - 1)
+            return -a, bases
+    return 1.0, [value]
+
+
+def reduced_axes(node: onnx_ir.Node) -> tuple[int, ...] | None:
+    """The axes of a reduction that keeps its dimensions (attribute before opset 18, input since), as written."""
+    if not attribute(node, "keepdims", 1):
+        return None
+    axes = attribute(node, "axes")
+    if axes is None and len(node.inputs) > 1 and node.inputs[1] is not None:
+        array = constant(node.inputs[1], limit=8)
+        axes = None if array is None else [int(a) for a in array.reshape(-1)]
+    return None if not axes else tuple(int(a) for a in axes)
+
+
+def trailing(axes: Sequence[int] | None, value: onnx_ir.Value) -> int | None:
+    """How many axes ``axes`` are, if they are the last ones of ``value``; None if not, or unknown."""
+    if axes is None:
+        return None
+    size = rank(value)
+    if size is None:
+        return len(axes) if sorted(axes) == list(range(-len(axes), 0)) else None
+    positive = sorted(a % size if -size <= a < size else a for a in axes)
+    return len(axes) if positive == list(range(size - len(axes), size)) else None
+
+
+def static_tail(value: onnx_ir.Value, count: int) -> tuple[int, ...] | None:
+    """The last ``count`` dimensions, if they are known numbers."""
+    shape = dims(value)
+    if shape is None or len(shape) < count:
+        return None
+    tail = shape[len(shape) - count :]
+    return tuple(int(d) for d in tail) if all(isinstance(d, int) for d in tail) else None
+
+
+def same_rank(a: onnx_ir.Value, b: onnx_ir.Value) -> bool:
+    """Whether two values can have the same rank (unknown ranks can)."""
+    return rank(a) is None or rank(b) is None or rank(a) == rank(b)
