@@ -1,4 +1,4 @@
-"""``make demo``: SmolLM2-135M-Instruct in PyTorch, compiled without loss, and compiled to 4 bits; figures and answers."""
+"""``make demo``: SmolLM2-135M-Instruct in PyTorch, compiled without loss and to 4 bits: figures and answers."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def perplexities(source: Path, folders: dict[str, Path], count: int, console: An
     ids = windows(load_tokenizer(source), held_out_text(), count)
     figures: dict[str, float] = {}
     for name in (EAGER, *folders):
-        with console.status(f"perplexity of {name} …") as status:
+        with console.status("perplexity …") as status:
             forward = eager_logits(eager_smollm2()) if name == EAGER else file_logits(folders[name])
-            figures[name] = perplexity(
-                forward,
-                ids,
-                lambda done, total, what, name=name: status.update(f"{what} of {name}: window {done + 1} of {total}"),
-            )
+
+            def progress(done: int, total: int, what: str) -> None:
+                status.update(f"{what} of {name}: window {done + 1} of {total}")
+
+            figures[name] = perplexity(forward, ids, progress)
     return figures
 
 
