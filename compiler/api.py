@@ -1,0 +1,128 @@
+"""``compile`` and ``export``: a model in, a smaller and faster one out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..passes.spec import Passes
+from .build import Built, build, recipe
+from .model import CompiledModel
+from .progress import terminal_progress
+from .report import Report
+from .source import Source
+from .storage import check_target, publish
+
+
+def compile(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    dynamic_shapes: Any = None,
+    passes: Passes = "default",
+    calibration: Iterable[Any] | None = None,
+    backend: str = "auto",
+    verify: str = "structure",
+    cache: bool | str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    progress: bool | None = None,
+) -> CompiledModel:
+    """Compile a model for ONNX Runtime.
+
+    Args:
+        model: an ``nn.Module``, an ``ExportedProgram``, an ``onnx.ModelProto`` or an ``onnx_ir.Model`` (none is
+            changed), or the path of an ``.onnx``, ``.gguf`` or ``.pt2`` file or of a Hugging Face folder.
+        example_inputs: arguments of one call, as a tuple, a mapping by name, or one tensor; needed for an ``nn.Module``.
+        dynamic_shapes: dimensions that vary, as in ``torch.export.export``.
+        passes: a preset or specification (``"w4a16"``, ``"quantize(bits=8)"``), or a list of passes; ``canonicalize``
+            and ``recover`` run first unless the list is empty.
+        calibration: inputs for passes that look at data; any iterable of what ``example_inputs`` may be.
+        backend: ``"auto"`` or ``"onnxruntime"``.
+        verify: ``"off"``, ``"structure"`` (the graph, after each pass) or ``"numerics"`` (also its outputs).
+        cache: a folder; True or False; by default on for models that come from disk.
+        threads: threads of the session; ONNX Runtime's own choice if not given.
+        progress: draw progress bars; by default on a terminal.
+
+    Raises:
+        BurnishError: what was wrong, where, and what to do; see :mod:`burnish.ir.errors` for the kinds.
+    """
+    how = recipe(passes, backend=backend, verify=verify, calibration=calibration)
+    with terminal_progress(progress) as show:
+        built = build(Source(model, example_inputs, dynamic_shapes), how, cache=cache, progress=show)
+    compiled = CompiledModel(
+        built.path,
+        built.manifest,
+        built.report,
+        signature=built.signature,
+        threads=threads,
+        folder=_Folder(built.path.parent) if built.owned else None,
+    )
+    _ = compiled.session  # what cannot run is told here, not at the first call
+    return compiled
+
+
+def export(
+    model: Any,
+    path: str | os.PathLike[str],
+    example_inputs: Any = None,
+    *,
+    dynamic_shapes: Any = None,
+    passes: Passes = "default",
+    calibration: Iterable[Any] | None = None,
+    target: str = "onnxruntime",
+    verify: str = "structure",
+    cache: bool | str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> Report:
+    """Compile a model into a file or folder, without opening it.
+
+    Args:
+        model: see :func:`compile`.
+        path: a name that ends in ``.onnx``, or a folder to make.
+        example_inputs: see :func:`compile`.
+        dynamic_shapes: see :func:`compile`.
+        passes: see :func:`compile`.
+        calibration: see :func:`compile`.
+        target: ``"onnxruntime"`` (its own operators allowed) or ``"onnx"`` (standard operators only).
+        verify: see :func:`compile`.
+        cache: see :func:`compile`.
+        overwrite: replace a model that is there.
+        progress: see :func:`compile`.
+
+    Raises:
+        OutputError: something is there already, or the place cannot be written to; before anything is compiled.
+        BurnishError: see :func:`compile`.
+    """
+    output = Path(path)
+    check_target(output, overwrite)
+    how = recipe(passes, target=target, verify=verify, calibration=calibration)
+    with terminal_progress(progress) as show:
+        source = Source(model, example_inputs, dynamic_shapes)
+        built = build(source, how, cache=cache, workspace=output.absolute().parent, progress=show)
+    try:
+        publish(built.path, built.manifest, output, overwrite=overwrite, move=built.owned)
+    finally:
+        _discard(built)
+    return built.report
+
+
+def _discard(built: Built) -> None:
+    if built.owned:
+        shutil.rmtree(built.path.parent, ignore_errors=True)
+
+
+class _Folder(tempfile.TemporaryDirectory[str]):
+    """A temporary folder that exists already, removed with this object."""
+
+    def __init__(self, path: Path) -> None:
+        import weakref
+
+        self.name = str(path)
+        self._ignore_cleanup_errors = True
+        self._delete = True
+        self._finalizer = weakref.finalize(self, shutil.rmtree, self.name, True)

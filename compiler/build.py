@@ -1,0 +1,325 @@
+"""From a model to a compiled file: import, passes, lowering, writing, and the report of it all."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from ..backends.onnxruntime.lower import TARGETS, lower
+from ..backends.onnxruntime.writer import write
+from ..frontends.imported import Imported
+from ..ir.errors import ArtifactError, OptionError, OutputError, PassError, UnsupportedError, VerificationError, nearest
+from ..ir.remarks import Remark
+from ..ir.signature import Signature
+from ..passes.base import Context, Pass
+from ..passes.spec import Passes, check_order, format_pass, implied, parse
+from .artifact import MODEL_FILE, Manifest, data_file, record, stamp
+from .cache import Cache, cacheable, digest_graph, digest_path, key_of, open_cache
+from .inputs import Calibration, made_up
+from .measure import measure, node_count, weight_count
+from .pipeline import Callback, PassRecord, Verify, check_mode, run_passes
+from .progress import Progress, silent
+from .report import PassReport, RemarkGroup, Report, group
+from .requirements import oldest_runtime
+from .source import Source
+from .storage import write_manifest, writing
+from .verification import NumericsCheck, StructureCheck
+
+_BACKENDS = ("auto", "onnxruntime")
+_LATER = ("triton", "reference")
+_PACKAGES = ("burnish", "torch", "onnx", "onnx-ir", "onnxruntime", "transformers", "numpy")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides how a model is compiled.
+
+    Attributes:
+        passes: in the order they run, implied ones included.
+        target: ``onnxruntime`` or ``onnx``.
+        verify: mode of verification.
+        calibration: the user's inputs.
+    """
+
+    passes: tuple[Pass, ...]
+    target: str = "onnxruntime"
+    verify: Verify = "structure"
+    calibration: Iterable[Any] | None = None
+
+
+@dataclass
+class Built:
+    """A compiled model on disk.
+
+    Attributes:
+        path: the ONNX file; companions lie beside it.
+        owned: whether the folder it lies in belongs to the caller, who moves or removes it; else the cache owns it.
+    """
+
+    path: Path
+    manifest: Manifest
+    report: Report
+    signature: Signature
+    owned: bool
+    remarks: list[Remark] = field(default_factory=list)
+
+
+def recipe(
+    passes: Passes,
+    *,
+    backend: str = "auto",
+    target: str = "onnxruntime",
+    verify: str = "structure",
+    calibration: Iterable[Any] | None = None,
+) -> Recipe:
+    """Check the options of a compilation before anything is read.
+
+    Raises:
+        OptionError: one does not exist, or the passes are in an order that does not work.
+        UnsupportedError: a backend that is not there yet.
+    """
+    if backend in _LATER:
+        raise UnsupportedError(
+            f"the backend {backend!r} is not there yet", where="backend=", fix='use backend="onnxruntime"'
+        )
+    if backend not in _BACKENDS:
+        raise OptionError(f"there is no backend {backend!r}", where="backend=", fix=nearest(str(backend), _BACKENDS))
+    if target not in TARGETS:
+        raise OptionError(f"there is no target {target!r}", where="target=", fix=nearest(str(target), TARGETS))
+    listed = implied(parse(passes))
+    check_order(listed)
+    return Recipe(tuple(listed), target, check_mode(verify), calibration)
+
+
+def build(
+    source: Source,
+    how: Recipe,
+    *,
+    cache: Any = None,
+    workspace: Path | None = None,
+    progress: Progress = silent,
+) -> Built:
+    """Compile ``source``, or find it in the cache.
+
+    Args:
+        source: the model.
+        how: the recipe.
+        cache: see :func:`~burnish.compiler.cache.open_cache`.
+        workspace: folder to make the temporary folder in; the system's choice if not given.
+        progress: called during long work.
+    """
+    store = open_cache(cache, from_disk=source.path is not None)
+    remarks: list[Remark] = []
+    if store is not None and not cacheable(how.passes):
+        if cache is not None:
+            remarks.append(Remark("skipped", "", "not cached: a pass is not one of Burnish's own"))
+        store = None
+    if store is not None and how.calibration is not None:
+        if cache is not None:
+            remarks.append(Remark("skipped", "", "not cached: calibration inputs are not part of the key"))
+        store = None
+    imported: Imported | None = None
+    seconds: dict[str, float] = {}
+    key = ""
+    if store is not None:
+        if source.path is not None:
+            digest = digest_path(source.path)
+        else:
+            with _timed(seconds, "import"):
+                imported = source.load()
+            digest = digest_graph(imported.graph, imported.signature)
+        key = key_of(digest, how.passes, [how.target, how.verify, repr(source.example) if how.verify == "numerics" else ""])
+        found = _look_up(store, key, remarks)
+        if found is not None:
+            return replace_signature(found, imported)
+    if imported is None:
+        progress(0, 0, f"importing {source.name}")
+        with _timed(seconds, "import"):
+            imported = source.load()
+    folder = _workspace(store, workspace)
+    try:
+        built = _compile(source, imported, how, folder, seconds, remarks, progress)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if store is not None:
+        _keep(store, key, built)
+    return built
+
+
+def replace_signature(built: Built, imported: Imported | None) -> Built:
+    """The entry of the cache, called in the way of the model at hand."""
+    return built if imported is None else replace(built, signature=imported.signature)
+
+
+def _workspace(store: Cache | None, parent: Path | None) -> Path:
+    try:
+        if store is not None:
+            return store.workspace()
+        return Path(tempfile.mkdtemp(prefix=".burnish-" if parent else "burnish-", dir=parent))
+    except OSError as error:
+        raise OutputError(
+            f"no temporary folder can be made: {error.strerror}",
+            where=str(parent or tempfile.gettempdir()),
+            fix="choose another place, or set TMPDIR",
+        ) from error
+
+
+def _look_up(store: Cache, key: str, remarks: list[Remark]) -> Built | None:
+    try:
+        found = store.find(key)
+        if found is None:
+            return None
+        path, manifest, signature, text = found
+        report = Report.from_json(text, str(path))
+    except ArtifactError as error:
+        remarks.append(Remark("skipped", "", f"{error.what}; compiled anew"))
+        return None
+    report.cached = True
+    return Built(path, manifest, report, signature, owned=False)
+
+
+def _keep(store: Cache, key: str, built: Built) -> None:
+    try:
+        built.path = store.store(key, built.path.parent, built.signature)
+        built.owned = False
+    except (ArtifactError, OSError) as error:
+        why = error.what if isinstance(error, ArtifactError) else error.strerror
+        built.report.backend += group([Remark("skipped", "", f"not cached: {why}")])
+
+
+def _compile(
+    source: Source,
+    imported: Imported,
+    how: Recipe,
+    folder: Path,
+    seconds: dict[str, float],
+    remarks: list[Remark],
+    progress: Progress,
+) -> Built:
+    graph = imported.graph
+    nodes_before, weights = node_count(graph), weight_count(graph)
+    calibration = None if how.calibration is None else Calibration(how.calibration, imported.signature)
+    numerics = None
+    callbacks: list[Callback] = [] if how.verify == "off" else [StructureCheck()]
+    if how.verify == "numerics":
+        numerics = NumericsCheck(_feeds(source, imported, calibration), how.target)
+        callbacks.append(numerics)
+    context = Context(how.target, calibration, progress)
+    with _timed(seconds, "passes"):
+        records = run_passes(graph, how.passes, context, callbacks)
+    with _timed(seconds, "lowering"):
+        backend = lower(graph, target=how.target)
+        if how.verify != "off":
+            _verify_lowered(graph, records)
+    path = folder / MODEL_FILE
+    with _timed(seconds, "writing"):
+        write(graph, path, progress=progress)
+        with writing(folder):
+            for name, content in imported.companions.items():
+                if isinstance(content, bytes):
+                    (folder / name).write_bytes(content)
+                else:
+                    shutil.copyfile(content, folder / name)
+    sizes = measure(path)
+    error = numerics.compare(path) if numerics is not None else None
+    versions = _versions()
+    runtime = oldest_runtime(graph, onnxruntime.__version__)
+    opsets = dict(graph.graph.opset_imports)
+    report = Report(
+        model=source.name,
+        route=imported.route,
+        target=how.target,
+        source_bytes=imported.source_size,
+        weights=weights,
+        weight_bytes=sizes.weight_bytes,
+        file_bytes=sizes.file_bytes,
+        nodes_before=nodes_before,
+        nodes_after=sizes.nodes,
+        operators=sizes.operators,
+        seconds=seconds,
+        passes=[_pass_report(item) for item in records],
+        frontend=group(imported.remarks),
+        backend=group([*backend, *remarks]),
+        verify=how.verify,
+        error=error,
+        runtime=runtime,
+        versions=versions,
+    )
+    manifest = Manifest(
+        passes=tuple(map(format_pass, how.passes)),
+        target=how.target,
+        route=imported.route,
+        versions=versions,
+        opsets=opsets,
+        runtime=runtime,
+        inputs=tuple(imported.signature.inputs),
+        outputs=tuple(imported.signature.outputs),
+        decoder=imported.decoder,
+        data=record(data_file(path)) if data_file(path).exists() else None,
+        weights=weights,
+        weight_bytes=sizes.weight_bytes,
+        companions=tuple(sorted(imported.companions)),
+    )
+    with writing(folder):
+        stamp(path, manifest, report.to_json())
+        write_manifest(folder, manifest)
+    return Built(path, manifest, report, imported.signature, owned=True)
+
+
+def _verify_lowered(graph: Any, records: Sequence[PassRecord]) -> None:
+    from ..ir.verify import verify
+
+    try:
+        verify(graph)
+    except VerificationError as error:
+        ran = ", ".join(item.spec for item in records) or "none"
+        raise PassError(
+            f"lowering broke the graph: {error.what}",
+            where="; ".join(filter(None, [error.where, f"passes that ran: {ran}"])),
+            fix="report this with the model",
+        ) from error
+
+
+def _feeds(source: Source, imported: Imported, calibration: Calibration | None) -> list[Any]:
+    """Inputs to compare numbers on: the user's example, else two of the calibration inputs, else made-up ones."""
+    if source.example is not None:
+        return [imported.signature.flatten(*source.example)]
+    if calibration is not None:
+        return [feeds for feeds, _ in zip(calibration, range(2), strict=False)]
+    return [made_up(imported.signature.inputs, imported.decoder)]
+
+
+def _pass_report(item: PassRecord) -> PassReport:
+    remarks: list[RemarkGroup] = group(item.outcome.remarks)
+    return PassReport(
+        item.spec, item.seconds, item.nodes_before, item.nodes_after, dict(item.outcome.rewrites), remarks, item.error
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 4)
+
+
