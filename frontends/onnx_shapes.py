@@ -22,6 +22,8 @@ def infer_shapes(graph: Graph, copy: onnx.ModelProto) -> list[Remark]:
         graph: edited in place; subgraphs keep what they say.
         copy: the light copy of the same model; changed.
     """
+    mine = {d.dim_param for v in copy.graph.input for d in v.type.tensor_type.shape.dim}
+    theirs = {d.dim_param for v in (*copy.graph.output, *copy.graph.value_info) for d in v.type.tensor_type.shape.dim}
     standard = {o for n in copy.graph.node if n.domain in _STANDARD for o in n.output}
     declared = list(copy.graph.value_info)
     del copy.graph.value_info[:]
@@ -34,6 +36,13 @@ def infer_shapes(graph: Graph, copy: onnx.ModelProto) -> list[Remark]:
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
         return [Remark("skipped", "", f"shape inference failed, so shapes are those of the file: {error}")]
     inferred = {info.name: info.type for info in (*result.graph.value_info, *result.graph.output)}
+    # Inference names what it does not know unk__0, unk__1 ...; the file may have used the same names for other things.
+    kept = mine | {d.dim_param for v in copy.graph.value_info for d in v.type.tensor_type.shape.dim}
+    fresh: dict[str, str] = {}
+    for proto in inferred.values():
+        for dim in proto.tensor_type.shape.dim:
+            if dim.dim_param and dim.dim_param not in kept:
+                dim.dim_param = fresh.setdefault(dim.dim_param, _fresh(len(fresh), mine | theirs))
     for node in graph.graph:
         for value in node.outputs:
             if value.name in inferred:
@@ -41,6 +50,13 @@ def infer_shapes(graph: Graph, copy: onnx.ModelProto) -> list[Remark]:
             elif node.domain in _STANDARD and not value.is_graph_output():
                 value.shape = None
     return []
+
+
+def _fresh(count: int, taken: set[str]) -> str:
+    name = f"unknown_{count}"
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _set(value: onnx_ir.Value, proto: onnx.TypeProto) -> None:
@@ -67,7 +83,7 @@ def _merged(declared: onnx_ir.Shape | None, inferred: onnx_ir.Shape | None) -> o
         return inferred
     dims: list[int | onnx_ir.SymbolicDim] = []
     for old, new in zip(declared, inferred, strict=True):
-        sure = isinstance(new, int) or (new.value is not None and not new.value.startswith("unk__"))
+        sure = isinstance(new, int) or (new.value is not None and not new.value.startswith("unknown_"))
         stale = isinstance(old, int) and sure and not same(old, new)
         dims.append(new if stale or isinstance(new, int) else old)
     return onnx_ir.Shape(dims)

@@ -1,0 +1,1 @@
+from .canonicalize import Canonicalize as Canonicalize
