@@ -82,7 +82,8 @@ class _Process:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # the process may be gone already
+            self._process.stdin.close()
         self._process.stdout.close()
         try:
             self._process.wait(timeout=10)

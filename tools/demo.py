@@ -65,13 +65,9 @@ def perplexities(source: Path, folders: dict[str, Path], count: int, console: An
     ids = windows(load_tokenizer(source), held_out_text(), count)
     figures: dict[str, float] = {}
     for name in (EAGER, *folders):
-        with console.status("perplexity …") as status:
+        with console.status(f"perplexity of {name} …"):
             forward = eager_logits(eager_smollm2()) if name == EAGER else file_logits(folders[name])
-
-            def progress(done: int, total: int, what: str) -> None:
-                status.update(f"{what} of {name}: window {done + 1} of {total}")
-
-            figures[name] = perplexity(forward, ids, progress)
+            figures[name] = perplexity(forward, ids)
     return figures
 
 
