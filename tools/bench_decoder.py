@@ -27,7 +27,7 @@ def compiled_folder(work: Path, passes: str) -> Path:
     folder = work / f"smollm2-{passes}"
     shutil.rmtree(folder, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    export(model_path("smollm2"), folder, passes=passes)
+    export(model_path("smollm2"), folder, passes=passes, cache=False)
     return folder
 
 

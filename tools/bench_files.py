@@ -66,7 +66,7 @@ def measure(cases: tuple[Case, ...], work: Path, rounds: int) -> dict[str, Any]:
         original, compiled = case.file(), work / f"{case.file().stem}.onnx"
         for left in work.glob(f"{compiled.name}*"):
             left.unlink()
-        export(original, compiled, passes="default")
+        export(original, compiled, passes="default", cache=False)
         inputs = case.inputs(np.random.default_rng(0))
         with terminal_progress() as progress:
             result = benchmark(

@@ -36,7 +36,7 @@ def compile_both(source: Path, work: Path, console: Any) -> dict[str, Path]:
         shutil.rmtree(folder, ignore_errors=True)
         started = time.perf_counter()
         with console.status(f"compiling with passes={passes!r} ({meaning}) …"):
-            export(source, folder, passes=passes)
+            export(source, folder, passes=passes, cache=False)
         console.print(f"  compiled with passes={passes!r} in {time.perf_counter() - started:.0f} s → {folder}")
     return folders
 
