@@ -10,11 +10,12 @@ import numpy as np
 import onnx_ir
 
 from ...ir.graph import RULE as RULE_KEY
-from ...ir.graph import Graph, attribute, constant, is_op, module_path, rank, tensor_of
+from ...ir.graph import Graph, attribute, is_op, module_path, rank, tensor_of
 from ...ir.remarks import Remark
 from ...ir.rewrite import Editor
 from ...ir.weights import View, lazy
 from . import kernels, packing
+from .legality import type_name
 
 RULE = "dequantize and multiply => MatMulNBits"
 CONTRIB = "com.microsoft"
@@ -65,10 +66,10 @@ class Quantized:
         if not self.turned and self.k % self.block == 0 and self.codes.dtype not in _SIGNED:
             return View(self.codes, onnx_ir.DataType.UINT8, shape)
         return lazy(
-            lambda: packing.pack_blocks(self._rows(self.codes), self.bits, self.block), onnx_ir.DataType.UINT8, shape
+            lambda: packing.pack_blocks(self.rows(self.codes), self.bits, self.block), onnx_ir.DataType.UINT8, shape
         )
 
-    def _rows(self, tensor: onnx_ir.TensorProtocol) -> np.ndarray[Any, Any]:
+    def rows(self, tensor: onnx_ir.TensorProtocol) -> np.ndarray[Any, Any]:
         """Codes or zero points, one row a channel, as unsigned bytes."""
         array = tensor.numpy()
         if tensor.dtype in _SIGNED:
@@ -95,6 +96,25 @@ class Quantized:
 
         return lazy(compute, self.scales.dtype, shape)
 
+    def row_codes(self) -> onnx_ir.TensorProtocol:
+        """Codes as uint8 [n, ceil(k * bits / 8)], rows padded to a byte, unread."""
+        shape = (self.n, -(-self.k * self.bits // 8))
+        if not self.turned and (self.bits == 8 or self.k % 2 == 0) and self.codes.dtype not in _SIGNED:
+            return View(self.codes, onnx_ir.DataType.UINT8, shape)
+        return lazy(lambda: packing.pack_rows(self.rows(self.codes), self.bits), onnx_ir.DataType.UINT8, shape)
+
+    def row_zeros(self) -> onnx_ir.TensorProtocol | None:
+        """Zero points as uint8 [n, ceil(blocks * bits / 8)], unread, the middle code included; None if there are none."""
+        zeros = self.zeros
+        if zeros is None:
+            return None
+        shape = (self.n, -(-self.blocks * self.bits // 8))
+
+        def compute() -> np.ndarray[Any, Any]:
+            return packing.pack_rows(np.broadcast_to(self.rows(zeros), (self.n, self.blocks)), self.bits)
+
+        return lazy(compute, onnx_ir.DataType.UINT8, shape)
+
     def block_zeros(self) -> onnx_ir.TensorProtocol | None:
         """Zero points as uint8 [n, ceil(blocks * bits / 8)], unread; None if all are the middle code."""
         if self.zeros is None and self.codes.dtype in _SIGNED:
@@ -110,7 +130,7 @@ class Quantized:
             return View(zeros, onnx_ir.DataType.UINT8, shape)
 
         def compute() -> np.ndarray[Any, Any]:
-            rows = np.broadcast_to(self._rows(zeros), (self.n, self.blocks))
+            rows = np.broadcast_to(self.rows(zeros), (self.n, self.blocks))
             return packing.pack_rows(rows, self.bits)
 
         return lazy(compute, onnx_ir.DataType.UINT8, shape)
@@ -202,7 +222,7 @@ def _lower(edit: Editor, node: onnx_ir.Node, remarks: list[Remark]) -> None:
         return stored[turned]
 
     dead: list[onnx_ir.Node] = []
-    for user, index, turned in _users(node.outputs[0]):
+    for user, index, turned in users(node.outputs[0]):
         where = module_path(user)
         reason = _lower_user(edit, user, index, turned, store)
         if reason is None:
@@ -214,7 +234,7 @@ def _lower(edit: Editor, node: onnx_ir.Node, remarks: list[Remark]) -> None:
     edit.sweep(dead)
 
 
-def _users(value: onnx_ir.Value) -> list[tuple[onnx_ir.Node, int, bool]]:
+def users(value: onnx_ir.Value) -> list[tuple[onnx_ir.Node, int, bool]]:
     """(node, input index, whether the node contracts the first stored axis) of each reader behind Transposes."""
     found = []
     for use in value.uses():
@@ -260,17 +280,11 @@ def _lower_user(
     return stored if isinstance(stored, str) else _multiply(edit, user, stored)
 
 
-def _tensor_type(value: onnx_ir.Value | None) -> str | None:
-    from .legality import type_name
-
-    return type_name(value)
-
-
 def _multiply(edit: Editor, user: onnx_ir.Node, stored: _Stored) -> str | None:
     x, weight = user.inputs[0], stored.weight
     if x is None or (rank(x) is not None and (rank(x) or 0) < 2):
         return "its left operand is a vector"
-    kind = _tensor_type(x)
+    kind = type_name(x)
     if not kernels.has(CONTRIB, "MatMulNBits", 1, [kind, "tensor(uint8)", kind], ["accuracy_level", "bits"]):
         return f"MatMulNBits has no kernel for {kind}"
     alpha, beta = float(attribute(user, "alpha", 1.0)), float(attribute(user, "beta", 1.0))
@@ -327,7 +341,7 @@ def _following_bias(user: onnx_ir.Node, n: int) -> tuple[onnx_ir.Value | None, o
 
 def _gather(edit: Editor, user: onnx_ir.Node, stored: _Stored) -> str | None:
     indices, weight = user.inputs[1], stored.weight
-    kind, index_kind = _tensor_type(stored.scales), _tensor_type(indices)
+    kind, index_kind = type_name(stored.scales), type_name(indices)
     if not kernels.has(CONTRIB, "GatherBlockQuantized", 1, ["tensor(uint8)", index_kind, kind], ["bits"]):
         return f"GatherBlockQuantized has no kernel for {kind}"
     edit.at(user, [weight.node, user])
@@ -354,5 +368,3 @@ def _gather(edit: Editor, user: onnx_ir.Node, stored: _Stored) -> str | None:
     edit.replace(result, y)
     return None
 
-
-__all__ = ["CONTRIB", "Quantized", "constant", "lower_quantized", "read"]

@@ -56,10 +56,14 @@ class Session:
         options.log_severity_level = _FATAL
         options.intra_op_num_threads = threads or usable_cpus()
         options.inter_op_num_threads = 1
+        # Portable files: products by dequantized weights compute in int8, as MatMulNBits does where we write it.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
         if not optimize:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if optimized_path is not None:
             options.optimized_model_filepath = str(optimized_path)
+            data = f"{Path(optimized_path).name}.data"
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data)
         where = "model bytes" if isinstance(model, bytes) else str(model)
         if not isinstance(model, bytes):
             model = str(model)

@@ -1,0 +1,62 @@
+"""Reading back what the runtime really runs, to see that the operators asked for are still there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+
+from ...ir.errors import VerificationError
+from ...ir.graph import Graph
+from ...ir.remarks import Remark
+from .session import Session
+
+WATCHED = ("MatMulNBits", "GatherBlockQuantized", "Attention", "GroupQueryAttention", "RotaryEmbedding")
+"""Operators that make a model fast and that the runtime may decompose or refuse to fuse."""
+
+
+def asked(graph: Graph) -> dict[str, int]:
+    """How often each watched operator occurs in a lowered graph."""
+    counts = Counter(node.op_type for node in graph.graph if node.op_type in WATCHED)
+    return dict(counts)
+
+
+def running(path: str | os.PathLike[str]) -> dict[str, int]:
+    """How often each operator occurs in the graph that the runtime makes of a file.
+
+    Raises:
+        ArtifactError, UnsupportedError, ModelError: the file does not load.
+    """
+    with tempfile.TemporaryDirectory(prefix="burnish-check-") as folder:
+        target = Path(folder) / "optimized.onnx"
+        Session(path, threads=1, optimized_path=target)
+        model = onnx.load(str(target), load_external_data=False)
+    return dict(Counter(node.op_type for node in model.graph.node))
+
+
+def check_running(path: str | os.PathLike[str], expected: Mapping[str, int]) -> list[Remark]:
+    """Compare what was asked for with what runs.
+
+    Args:
+        path: the file as written.
+        expected: least number of each operator, from :func:`asked`.
+
+    Raises:
+        VerificationError: the runtime has fewer of one; the message says which and how many.
+    """
+    have = running(path)
+    for name, wanted in expected.items():
+        if have.get(name, 0) < wanted:
+            raise VerificationError(
+                f"{wanted} {name} were asked for, the runtime runs {have.get(name, 0)}",
+                where=str(path),
+                fix="report this with the versions of burnish and onnxruntime",
+            )
+    if not expected:
+        return []
+    text = ", ".join(f"{count} {name}" for name, count in sorted(expected.items()))
+    return [Remark("applied", "", f"the runtime runs what was asked for: {text}", dict(expected))]
