@@ -19,6 +19,15 @@ FLOATS = (
     onnx_ir.DataType.DOUBLE,
 )
 
+_KERNELS = {
+    "LayerNormalization": FLOATS,
+    "RMSNormalization": (onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16, onnx_ir.DataType.DOUBLE),
+    "Gelu": (onnx_ir.DataType.FLOAT,),
+    "RotaryEmbedding": (onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16),
+    "Attention": (onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16),
+}
+"""Element types of ONNX Runtime's CPU kernels; on others the decomposed form runs as it came."""
+
 
 @dataclass
 class Site:
@@ -36,6 +45,15 @@ class Site:
         """An editor that inserts before ``anchor`` on behalf of ``rule``."""
         assert anchor.graph is not None
         return Editor(self.graph, rule, names=self._names).at(anchor, origin)
+
+    def unsupported(self, operator: str, dtype: onnx_ir.DataType | None) -> str | None:
+        """Why the target has no kernel for ``operator`` on ``dtype``; None if it has, or is no particular runtime."""
+        if dtype is None:
+            return "the element type is not known"
+        known = _KERNELS.get(operator)
+        if self.context.target != "onnxruntime" or known is None or dtype in known:
+            return None
+        return f"ONNX Runtime has no kernel for it on {dtype.name}"
 
     def missed(self, node: onnx_ir.Node, operator: str, reason: str) -> None:
         """Record that ``node`` looks like ``operator`` but is not replaced."""
@@ -206,3 +224,65 @@ def static_tail(value: onnx_ir.Value, count: int) -> tuple[int, ...] | None:
 def same_rank(a: onnx_ir.Value, b: onnx_ir.Value) -> bool:
     """Whether two values can have the same rank (unknown ranks can)."""
     return rank(a) is None or rank(b) is None or rank(a) == rank(b)
+
+
+def ints(value: onnx_ir.Value | None) -> list[int] | None:
+    """A constant vector of up to eight integers, or None."""
+    if value is None:
+        return None
+    array = constant(strip(value), limit=8)
+    return None if array is None else [int(a) for a in array.reshape(-1)]
+
+
+def last_axis(value: onnx_ir.Value, axis: int | None) -> bool:
+    """Whether ``axis`` is known to be the last one of ``value``."""
+    size = rank(value)
+    return axis is not None and (axis == -1 or (size is not None and axis == size - 1))
+
+
+def piece(value: onnx_ir.Value) -> tuple[onnx_ir.Value, int, int] | None:
+    """A contiguous part of the last axis of another value: (that value, start, end); cuts of cuts are followed."""
+    node = producer(value, "Slice", "Split")
+    if node is None or node.inputs[0] is None:
+        return None
+    source = strip(node.inputs[0])
+    size = static_tail(source, 1)
+    if size is None:
+        return None
+    if node.op_type == "Split":
+        span = _split_part(node, value, source, size[0])
+    else:
+        span = _slice_part(node, source, size[0])
+    if span is None:
+        return None
+    outer = piece(source)
+    if outer is None:
+        return source, *span
+    return outer[0], outer[1] + span[0], outer[1] + span[1]
+
+
+def _slice_part(node: onnx_ir.Node, source: onnx_ir.Value, size: int) -> tuple[int, int] | None:
+    starts, ends = ints(node.inputs[1]), ints(node.inputs[2])
+    axes = ints(node.inputs[3]) if len(node.inputs) > 3 else [0]
+    steps = ints(node.inputs[4]) if len(node.inputs) > 4 else [1]
+    if starts is None or ends is None or axes is None or steps != [1] or len(starts) != 1:
+        return None
+    if not last_axis(source, axes[0]):
+        return None
+    start, end = (min(max(v + size if v < 0 else v, 0), size) for v in (starts[0], ends[0]))
+    return (start, end) if start < end else None
+
+
+def _split_part(
+    node: onnx_ir.Node, value: onnx_ir.Value, source: onnx_ir.Value, size: int
+) -> tuple[int, int] | None:
+    if not last_axis(source, attribute(node, "axis", 0)):
+        return None
+    sizes = ints(node.inputs[1]) if len(node.inputs) > 1 else attribute(node, "split")
+    if sizes is None:
+        count = len(node.outputs)
+        if size % count:
+            return None
+        sizes = [size // count] * count
+    index = next(i for i, output in enumerate(node.outputs) if output is value)
+    return sum(sizes[:index]), sum(sizes[: index + 1])

@@ -9,6 +9,7 @@ from ..base import Context, Outcome, Pass, Stage
 from .activation import recover_activation
 from .match import Site
 from .normalization import recover_normalization
+from .rotary import recover_rotary
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Recover(Pass):
         parts = {
             recover_normalization: self.normalization,
             recover_activation: self.activation,
+            recover_rotary: self.rotary,
         }
         for part, wanted in parts.items():
             if wanted:
