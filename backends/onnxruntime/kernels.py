@@ -65,7 +65,7 @@ def _schemas() -> dict[tuple[str, str], list[Schema]]:
     table: dict[tuple[str, str], list[Schema]] = {}
     for schema in build.get_all_operator_schema():
         inputs = tuple((formal.name, formal.typeStr) for formal in schema.inputs)
-        variadic = bool(schema.inputs) and str(schema.inputs[-1].option).endswith("Variadic: 2>")
+        variadic = bool(schema.inputs) and "Variadic" in str(schema.inputs[-1].option)
         domain = "" if schema.domain == "ai.onnx" else schema.domain
         table.setdefault((domain, schema.name), []).append(
             Schema(schema.since_version, inputs, variadic, frozenset(schema.attributes))
