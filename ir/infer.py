@@ -47,8 +47,8 @@ def infer_graph(graph: Graph, *, strict: bool = False) -> list[str]:
     """Infer types and shapes of a whole graph and its ``If`` and ``Loop`` subgraphs, in place.
 
     What a file says of inner values is corrected where inference knows better; what graph inputs and outputs declare
-    stays. A dimension of the main graph of which nothing is known gets a name of its own, so that the shapes computed
-    from it can be followed.
+    stays, unless it is impossible. A dimension of the main graph of which nothing is known gets a name of its own, so
+    that the shapes computed from it can be followed.
 
     Args:
         graph: nodes in topological order.
@@ -230,7 +230,7 @@ def _better(recorded: Dim, found: Dim, output: bool, roots: frozenset[str]) -> D
     if isinstance(found, int) or not known(recorded):
         return found
     if isinstance(recorded, int) or output:
-        return found if contradict(recorded, found) and not output else recorded
+        return found if contradict(recorded, found) else recorded
     # Both are expressions: the one in terms of the sizes of the graph's inputs says more.
     return found if symbols_of(found) <= roots or not symbols_of(recorded) <= roots else recorded
 

@@ -60,7 +60,7 @@ class Editor:
         value = onnx_ir.Value(
             name=self.fresh(hint),
             type=onnx_ir.TensorType(tensor.dtype),
-            shape=onnx_ir.Shape(tensor.shape),
+            shape=onnx_ir.Shape(tensor.shape.numpy()),
             const_value=tensor,
         )
         self.graph.graph.register_initializer(value)

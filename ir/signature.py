@@ -104,7 +104,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     except TypeError:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, numpy_name))
+        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, numpy_name))
+        return found
 
 
 def check_input(spec: TensorSpec, value: Any, symbols: dict[str, tuple[int, str]]) -> Any:

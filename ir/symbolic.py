@@ -36,6 +36,7 @@ def _parse(text: str) -> sympy.Expr:
         # An imported file may name a dimension anything ("batch size?"): it is then one opaque symbol, until
         # inference of the whole graph gives it a name that can stand in an expression.
         return symbol(text)
+    assert expr is not None
     # onnx_ir declares its symbols positive; a size may be zero.
     return expr.xreplace({s: symbol(s.name) for s in expr.free_symbols})
 
@@ -242,7 +243,7 @@ def _combine(operator: str, a: Dim, b: Dim) -> Dim:
         result = left * right
     elif operator == "//":
         quotient = _quotient(_unfloored(left) if right.is_Integer and right > 0 else left, right)
-        result = quotient if quotient.is_integer else sympy.floor(quotient)
+        result = quotient if quotient.is_integer else _floor(quotient)
     elif operator == "/":
         result = _quotient(left, right)
     elif operator == "%":
@@ -252,6 +253,12 @@ def _combine(operator: str, a: Dim, b: Dim) -> Dim:
     else:
         result = sympy.Max(left, right)
     return to_dim(result)
+
+
+def _floor(expr: sympy.Expr) -> sympy.Expr:
+    """The floor, its constant term brought to [0, 1): floor(a/2 − 1/2) and floor(a/2 + 1/2) − 1 read the same."""
+    whole = sympy.floor(expr.as_coeff_Add()[0])
+    return sympy.floor(expr - whole) + whole
 
 
 def _unfloored(expr: sympy.Expr) -> sympy.Expr:

@@ -36,7 +36,8 @@ def lazy(
 
 def transposed(tensor: onnx_ir.TensorProtocol, perm: Sequence[int]) -> onnx_ir.LazyTensor:
     """``tensor`` with its axes permuted, read when needed."""
-    shape = [int(tensor.shape[axis]) for axis in perm]
+    sizes = tensor.shape.numpy()
+    shape = [sizes[axis] for axis in perm]
     return lazy(lambda: np.ascontiguousarray(tensor.numpy().transpose(perm)), tensor.dtype, shape, tensor.name)
 
 
