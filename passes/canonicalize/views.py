@@ -230,9 +230,25 @@ def _slice(work: Work, node: onnx_ir.Node) -> bool:
     return True
 
 
+def _range(work: Work, node: onnx_ir.Node) -> bool:
+    """Limits of a Range in one-element vectors become scalars, which is what the specification wants.
+
+    Runtimes take such vectors as long as they do not know the shape, and folding lets them know it.
+    """
+    vectors = [i for i, value in enumerate(node.inputs) if (dims_of(value) or []) != []]
+    if not vectors:
+        return False
+    editor = work.edit("Range of scalars", node)
+    for i in vectors:
+        node.replace_input_with(i, editor.op("Reshape", [node.inputs[i], editor.ints([], "scalar")], shape=[]))
+    work.count("Range of scalars", node)
+    return True
+
+
 RULES: dict[str, list[NodeRule]] = {
     "Expand": [_expand],
     "Flatten": [_back],
+    "Range": [_range],
     "Reshape": [_back, _reshape],
     "Slice": [_slice],
     "Squeeze": [_back],
