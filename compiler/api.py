@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def compile(
     Args:
         model: an ``nn.Module``, an ``ExportedProgram``, an ``onnx.ModelProto`` or an ``onnx_ir.Model`` (none is
             changed), or the path of an ``.onnx``, ``.gguf`` or ``.pt2`` file or of a Hugging Face folder.
-        example_inputs: arguments of one call, as a tuple, a mapping by name, or one tensor; needed for an ``nn.Module``.
+        example_inputs: arguments of one call: a tuple, a mapping by name, or one tensor; needed for an ``nn.Module``.
         dynamic_shapes: dimensions that vary, as in ``torch.export.export``.
         passes: a preset or specification (``"w4a16"``, ``"quantize(bits=8)"``), or a list of passes; ``canonicalize``
             and ``recover`` run first unless the list is empty.
@@ -59,7 +58,7 @@ def compile(
         built.report,
         signature=built.signature,
         threads=threads,
-        folder=_Folder(built.path.parent) if built.owned else None,
+        owned=built.owned,
     )
     _ = compiled.session  # what cannot run is told here, not at the first call
     return compiled
@@ -114,15 +113,3 @@ def export(
 def _discard(built: Built) -> None:
     if built.owned:
         shutil.rmtree(built.path.parent, ignore_errors=True)
-
-
-class _Folder(tempfile.TemporaryDirectory[str]):
-    """A temporary folder that exists already, removed with this object."""
-
-    def __init__(self, path: Path) -> None:
-        import weakref
-
-        self.name = str(path)
-        self._ignore_cleanup_errors = True
-        self._delete = True
-        self._finalizer = weakref.finalize(self, shutil.rmtree, self.name, True)

@@ -32,6 +32,7 @@ from .report import PassReport, RemarkGroup, Report, group
 from .requirements import oldest_runtime
 from .source import Source
 from .storage import write_manifest, writing
+from .text import TextFile
 from .verification import NumericsCheck, StructureCheck
 
 _BACKENDS = ("auto", "onnxruntime")
@@ -53,7 +54,7 @@ class Recipe:
     passes: tuple[Pass, ...]
     target: str = "onnxruntime"
     verify: Verify = "structure"
-    calibration: Iterable[Any] | None = None
+    calibration: Iterable[Any] | TextFile | None = None
 
 
 @dataclass
@@ -79,7 +80,7 @@ def recipe(
     backend: str = "auto",
     target: str = "onnxruntime",
     verify: str = "structure",
-    calibration: Iterable[Any] | None = None,
+    calibration: Iterable[Any] | TextFile | None = None,
 ) -> Recipe:
     """Check the options of a compilation before anything is read.
 
@@ -137,7 +138,9 @@ def build(
             with _timed(seconds, "import"):
                 imported = source.load()
             digest = digest_graph(imported.graph, imported.signature)
-        key = key_of(digest, how.passes, [how.target, how.verify, repr(source.example) if how.verify == "numerics" else ""])
+        key = key_of(
+            digest, how.passes, [how.target, how.verify, repr(source.example) if how.verify == "numerics" else ""]
+        )
         found = _look_up(store, key, remarks)
         if found is not None:
             return replace_signature(found, imported)
@@ -208,7 +211,9 @@ def _compile(
 ) -> Built:
     graph = imported.graph
     nodes_before, weights = node_count(graph), weight_count(graph)
-    calibration = None if how.calibration is None else Calibration(how.calibration, imported.signature)
+    given = how.calibration
+    items = given.inputs(imported) if isinstance(given, TextFile) else given
+    calibration = None if items is None else Calibration(items, imported.signature)
     numerics = None
     callbacks: list[Callback] = [] if how.verify == "off" else [StructureCheck()]
     if how.verify == "numerics":
@@ -280,7 +285,7 @@ def _verify_lowered(graph: Any, records: Sequence[PassRecord]) -> None:
     from ..ir.verify import verify
 
     try:
-        verify(graph)
+        verify(graph, lowered=True)
     except VerificationError as error:
         ran = ", ".join(item.spec for item in records) or "none"
         raise PassError(
@@ -321,5 +326,3 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[name] = round(time.perf_counter() - start, 4)
-
-

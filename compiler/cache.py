@@ -70,7 +70,9 @@ def open_cache(choice: bool | str | os.PathLike[str] | None, *, from_disk: bool)
         if choice is None:
             return None  # a home that cannot be written to is no reason not to compile
         raise OptionError(
-            f"the cache folder cannot be made: {error.strerror}", where=str(folder), fix="choose another, or cache=False"
+            f"the cache folder cannot be made: {error.strerror}",
+            where=str(folder),
+            fix="choose another, or cache=False",
         ) from error
     return Cache(folder) if os.access(folder, os.W_OK) or choice is not None else None
 

@@ -89,7 +89,8 @@ def made_up(inputs: Sequence[TensorSpec], decoder: DecoderSpec | None = None, se
     for spec in inputs:
         if spec.shape is None:
             raise InputError(
-                f"inputs cannot be made up: {spec.name!r} has no known rank", fix="pass example_inputs (--inputs FILE.npz)"
+                f"inputs cannot be made up: {spec.name!r} has no known rank",
+                fix="pass example_inputs (--inputs FILE.npz)",
             )
         shape = [_size(dim, sizes) for dim in spec.shape]
         try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ class CompiledModel:
         report: what happened when it was made.
         signature: how it is called; by input names if not given.
         threads: threads of the session; ONNX Runtime's own choice if not given.
-        folder: temporary folder that holds the file and goes away with this object.
+        owned: the folder of the file is temporary and goes away with this object.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class CompiledModel:
         *,
         signature: Signature | None = None,
         threads: int | None = None,
-        folder: tempfile.TemporaryDirectory[str] | None = None,
+        owned: bool = False,
     ) -> None:
         self._path, self._manifest, self._report = path, manifest, report
         self._signature = signature or manifest.signature()
-        self._threads, self._folder = threads, folder
+        self._threads = threads
         self._session: Session | None = None
+        if owned:
+            weakref.finalize(self, shutil.rmtree, path.parent, True)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model on the arguments that the original takes; NumPy arrays in, NumPy out, torch in, torch out.

@@ -138,7 +138,9 @@ class Report:
             backend = [_group(one) for one in raw.pop("backend")]
             return cls(**raw, passes=passes, frontend=frontend, backend=backend)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"the report is damaged ({error})", where=where, fix="compile the model again") from error
+            raise ArtifactError(
+                f"the report is damaged ({error})", where=where, fix="compile the model again"
+            ) from error
 
     def save(self, path: str | Path) -> None:
         """Write the report as JSON, or as a page if the name ends in ``.html``.
@@ -155,7 +157,9 @@ class Report:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise OutputError(
-                f"the report cannot be written: {error.strerror}", where=str(path), fix="choose a folder you can write to"
+                f"the report cannot be written: {error.strerror}",
+                where=str(path),
+                fix="choose a folder you can write to",
             ) from error
 
     def summary(self) -> list[tuple[str, str]]:

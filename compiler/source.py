@@ -159,11 +159,7 @@ def _tensors(args: Any, kwargs: Any) -> list[tuple[str, Any]]:
     from torch.utils import _pytree
 
     leaves, _ = _pytree.tree_flatten_with_path((args, kwargs))
-    return [
-        (_pytree.keystr(path[1:]), value)
-        for path, value in leaves
-        if isinstance(value, torch.Tensor)
-    ]
+    return [(_pytree.keystr(path[1:]), value) for path, value in leaves if isinstance(value, torch.Tensor)]
 
 
 def _check_module(model: Any) -> None:

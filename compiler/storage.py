@@ -57,12 +57,16 @@ def check_target(path: Path, overwrite: bool) -> None:
             raise OutputError("there is a folder of this name", where=str(path), fix="choose another name")
         taken = [item for item in (path, data_file(path)) if item.exists()]
         if taken and not overwrite:
-            raise OutputError(f"{taken[0].name} exists", where=str(taken[0]), fix="choose another name, or overwrite it")
+            raise OutputError(
+                f"{taken[0].name} exists", where=str(taken[0]), fix="choose another name, or overwrite it"
+            )
         return
     if not path.exists():
         return
     if not path.is_dir():
-        raise OutputError("there is a file of this name", where=str(path), fix="choose another name, or end it in .onnx")
+        raise OutputError(
+            "there is a file of this name", where=str(path), fix="choose another name, or end it in .onnx"
+        )
     if not any(path.iterdir()):
         return
     if not overwrite:

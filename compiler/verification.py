@@ -12,7 +12,7 @@ import onnx_ir
 
 from ..ir.errors import VerificationError
 from ..ir.graph import Graph, all_nodes
-from ..ir.verify import verify
+from ..ir.verify import touched, verify
 from ..passes.base import Pass, Stage
 from .pipeline import PassRecord
 
@@ -35,8 +35,8 @@ class StructureCheck:
 
     def after(self, item: Pass, graph: Graph, record: PassRecord) -> None:
         """Verify the nodes that are new or read something else than before."""
-        touched = [node for node in all_nodes(graph) if self._seen.get(id(node)) != _state(node)]
-        verify(graph, touched)
+        changed = [node for node in all_nodes(graph) if self._seen.get(id(node)) != _state(node)]
+        verify(graph, touched(changed))
         self._remember(graph)
 
     def end(self, graph: Graph) -> None:
@@ -49,7 +49,13 @@ class StructureCheck:
 
 
 def _state(node: onnx_ir.Node) -> tuple[Any, ...]:
-    return (node.op_type, node.domain, *map(id, node.inputs), *map(id, node.outputs), *map(id, node.attributes.values()))
+    return (
+        node.op_type,
+        node.domain,
+        *map(id, node.inputs),
+        *map(id, node.outputs),
+        *map(id, node.attributes.values()),
+    )
 
 
 class NumericsCheck:

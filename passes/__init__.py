@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from .base import Outcome as Outcome
     from .base import Pass as Pass
     from .base import Stage as Stage
-    from .canonicalize import Canonicalize as Canonicalize
-    from .quantize import Quantize as Quantize
-    from .recover import Recover as Recover
+    from .canonicalize.canonicalize import Canonicalize as Canonicalize
+    from .quantize.weights import Quantize as Quantize
+    from .recover.recover import Recover as Recover
 
 _HOME = {
-    "Canonicalize": ".canonicalize",
+    "Canonicalize": ".canonicalize.canonicalize",
     "Context": ".base",
     "Outcome": ".base",
     "Pass": ".base",
-    "Quantize": ".quantize",
-    "Recover": ".recover",
+    "Quantize": ".quantize.weights",
+    "Recover": ".recover.recover",
     "Stage": ".base",
 }
 

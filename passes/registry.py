@@ -23,9 +23,9 @@ class Entry:
 
 
 PASSES: dict[str, Entry] = {
-    "canonicalize": Entry(".canonicalize", "Canonicalize"),
-    "recover": Entry(".recover", "Recover"),
-    "quantize": Entry(".quantize", "Quantize"),
+    "canonicalize": Entry(".canonicalize.canonicalize", "Canonicalize"),
+    "recover": Entry(".recover.recover", "Recover"),
+    "quantize": Entry(".quantize.weights", "Quantize"),
 }
 """Every pass by the name it has in a specification, in the order they run."""
 
@@ -48,6 +48,6 @@ def pass_class(name: str) -> type[Pass]:
 def pass_name(kind: type[Pass]) -> str:
     """The name of a pass in a specification; the class's own name for a pass that is not registered."""
     for name, entry in PASSES.items():
-        if kind.__name__ == entry.name and f"{kind.__module__}.".startswith(f"{__package__}{entry.module}."):
+        if kind.__name__ == entry.name and kind.__module__ == f"{__package__}{entry.module}":
             return name
     return kind.__name__

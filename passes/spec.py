@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,9 @@ def parse(passes: Passes) -> list[Pass]:
         elif isinstance(item, Pass):
             found.append(item)
         else:
-            raise OptionError(_not_a_pass(item), fix='pass a pass such as passes.Quantize(bits=4), or its name "quantize"')
+            raise OptionError(
+                _not_a_pass(item), fix='pass a pass such as passes.Quantize(bits=4), or its name "quantize"'
+            )
     return found
 
 
@@ -60,7 +63,7 @@ def _parse_text(text: str) -> list[Pass]:
     except SyntaxError as error:
         raise OptionError(
             f"the pass specification {text!r} cannot be read ({error.msg})",
-            fix='write it like "canonicalize,quantize(bits=4,group_size=64)"; put quotes around patterns such as "*.q_proj"',
+            fix='write it like "quantize(bits=4,group_size=64)"; put quotes around patterns such as "*.q_proj"',
         ) from None
     found: list[Pass] = []
     assert isinstance(tree, ast.List)
@@ -103,7 +106,9 @@ def _literal(node: ast.expr, text: str) -> Any:
         case _:
             pass
     raise OptionError(
-        f"{ast.unparse(node)!r} is not a value", where=text, fix="write a number, a word, a quoted text, or a list of them"
+        f"{ast.unparse(node)!r} is not a value",
+        where=text,
+        fix="write a number, a word, a quoted text, or a list of them",
     )
 
 
@@ -187,7 +192,7 @@ def _typed(kind: type[Pass], name: str, value: Any) -> Any:
 
 def _coerce(value: Any, annotation: Any) -> Any:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if annotation is Any or origin is typing.Annotated and not args:
+    if annotation is Any or (origin is typing.Annotated and not args):
         return value
     if origin in (typing.Union, types.UnionType):
         for choice in sorted(args, key=lambda choice: _exact(value, choice), reverse=True):
@@ -311,7 +316,7 @@ def check_order(passes: Sequence[Pass]) -> None:
     Raises:
         OptionError: with the order that would work.
     """
-    for earlier, later in zip(passes, passes[1:], strict=False):
+    for earlier, later in itertools.pairwise(passes):
         if later.stage < earlier.stage:
             works = sorted(passes, key=lambda item: item.stage)
             raise OptionError(

@@ -1,0 +1,84 @@
+"""Calibration text: a text file as token sequences, through the tokenizer that came with the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..frontends.imported import Imported
+from ..ir.errors import InputError, UnsupportedError
+from ..ir.signature import numpy_dtype
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A text file to calibrate on.
+
+    Attributes:
+        path: UTF-8 text.
+        length: tokens a sequence.
+        most: sequences at most.
+    """
+
+    path: Path
+    length: int = 128
+    most: int = 32
+
+    def inputs(self, imported: Imported) -> list[dict[str, Any]]:
+        """The text as inputs of ``imported``, one sequence each.
+
+        Raises:
+            InputError: the file cannot be read, or holds less than two tokens.
+            UnsupportedError: the model brings no tokenizer, or takes something else than tokens.
+        """
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"the calibration text cannot be read: {error}", where=str(self.path), fix="pass a UTF-8 text file"
+            ) from error
+        ids = self._tokens(imported, text)
+        if len(ids) < 2:
+            raise InputError("the calibration text is empty", where=str(self.path), fix="pass more text")
+        pieces = [ids[at : at + self.length] for at in range(0, len(ids), self.length)][: self.most]
+        return [self._feeds(imported, np.asarray([piece], np.int64)) for piece in pieces if len(piece) > 1]
+
+    def _tokens(self, imported: Imported, text: str) -> list[int]:
+        content = imported.companions.get("tokenizer.json")
+        if content is None:
+            raise UnsupportedError(
+                "the model brings no tokenizer.json, so text cannot become tokens",
+                where=str(self.path),
+                fix="pass calibration inputs in Python: burnish.compile(..., calibration=batches)",
+            )
+        from tokenizers import Tokenizer
+
+        raw = content if isinstance(content, bytes) else Path(content).read_bytes()
+        tokens: list[int] = Tokenizer.from_str(raw.decode("utf-8")).encode(text).ids
+        return tokens
+
+    def _feeds(self, imported: Imported, ids: np.ndarray[Any, Any]) -> dict[str, Any]:
+        feeds: dict[str, Any] = {}
+        for spec in imported.signature.inputs:
+            kind = numpy_dtype(spec.dtype)
+            if spec.name == "input_ids":
+                feeds[spec.name] = ids.astype(kind)
+            elif spec.name == "attention_mask":
+                feeds[spec.name] = np.ones(ids.shape, kind)
+            elif spec.name == "position_ids":
+                feeds[spec.name] = np.arange(ids.shape[1], dtype=kind)[None]
+            elif spec.name == "token_type_ids":
+                feeds[spec.name] = np.zeros(ids.shape, kind)
+            elif spec.name.startswith("past_key_values.") and spec.shape is not None:
+                _, heads, _, size = spec.shape
+                feeds[spec.name] = np.zeros((1, int(heads), 0, int(size)), kind)
+            else:
+                raise UnsupportedError(
+                    f"text cannot fill the input {spec.name!r}",
+                    where=str(self.path),
+                    fix="pass calibration inputs in Python: burnish.compile(..., calibration=batches)",
+                )
+        return feeds
