@@ -62,7 +62,7 @@ def import_onnx(
     known = not remarks
     _normalize(graph)
     signature = _signature(graph, remarks)
-    remarks += infer_shapes(graph, copy)
+    remarks += infer_shapes(graph)
     _set_provenance(graph)
     if opset is not None and known:
         remarks += _raise_opset(graph, opset)

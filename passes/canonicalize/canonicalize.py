@@ -8,6 +8,7 @@ from typing import ClassVar
 import onnx_ir
 
 from ...ir.graph import Graph
+from ...ir.infer import infer_graph
 from ..base import Context, Outcome, Pass, Stage
 from . import attention, identities, views
 from .constants import fold, fold_sizes, lift
@@ -38,6 +39,8 @@ class Canonicalize(Pass):
 def simplify(graph: Graph) -> Outcome:
     """Run the simplifications of :class:`Canonicalize` on ``graph``, in place."""
     work = Work(graph)
+    if any(value.shape is None for node in graph.graph for value in node.outputs):
+        infer_graph(graph)
     lift(work)
     for _ in range(ROUNDS):
         before = sum(work.outcome.rewrites.values())
