@@ -15,6 +15,7 @@ from .progress import terminal_progress
 from .report import Report
 from .source import Source
 from .storage import check_target, publish
+from .text import TextFile
 
 
 def compile(
@@ -71,7 +72,7 @@ def export(
     *,
     dynamic_shapes: Any = None,
     passes: Passes = "default",
-    calibration: Iterable[Any] | None = None,
+    calibration: Iterable[Any] | TextFile | None = None,
     target: str = "onnxruntime",
     verify: str = "structure",
     cache: bool | str | os.PathLike[str] | None = None,
@@ -86,7 +87,7 @@ def export(
         example_inputs: see :func:`compile`.
         dynamic_shapes: see :func:`compile`.
         passes: see :func:`compile`.
-        calibration: see :func:`compile`.
+        calibration: see :func:`compile`; or a text file.
         target: ``"onnxruntime"`` (its own operators allowed) or ``"onnx"`` (standard operators only).
         verify: see :func:`compile`.
         cache: see :func:`compile`.

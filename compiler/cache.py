@@ -63,7 +63,7 @@ def open_cache(choice: bool | str | os.PathLike[str] | None, *, from_disk: bool)
         return None
     if choice is not None and not isinstance(choice, bool | str | os.PathLike):
         raise OptionError(f"cache={choice!r} is not a folder", fix="pass a path, True or False")
-    folder = default_folder() if choice is None or choice is True else Path(choice)
+    folder = Path(choice) if isinstance(choice, str | os.PathLike) else default_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

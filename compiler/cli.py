@@ -206,7 +206,13 @@ def option_docs(kind: type) -> dict[str, str]:
 def _print(what: Any) -> None:
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 120).print(what)
+    if sys.stdout.isatty():
+        Console().print(what)
+        return
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(what)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 from . import cli_inspect as _more  # noqa: E402, F401  registers inspect, compare and benchmark

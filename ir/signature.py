@@ -29,8 +29,13 @@ class Signature(Protocol):
     ``flatten`` raises :class:`~.errors.InputError` for arguments that do not fit.
     """
 
-    inputs: Sequence[TensorSpec]
-    outputs: Sequence[TensorSpec]
+    @property
+    def inputs(self) -> Sequence[TensorSpec]:
+        """What the graph takes."""
+
+    @property
+    def outputs(self) -> Sequence[TensorSpec]:
+        """What the graph gives."""
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Graph inputs by name, in the caller's own tensor type."""

@@ -21,11 +21,11 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "default": Preset("canonicalize,recover", "Lossless: folds constants, finds fused operators."),
     "w4a16": Preset(
-        "canonicalize,recover,quantize(bits=4,group_size=64)",
+        "canonicalize,recover,quantize(scheme=w4a16)",
         "Weights in 4 bits, groups of 64, activations in floating point.",
     ),
     "w8a16": Preset(
-        "canonicalize,recover,quantize(bits=8,group_size=128)",
-        "Weights in 8 bits, groups of 128, activations in floating point.",
+        "canonicalize,recover,quantize(scheme=w8a16)",
+        "Weights in 8 bits, groups of 64, activations in floating point.",
     ),
 }

@@ -96,7 +96,7 @@ def _literal(node: ast.expr, text: str) -> Any:
         case ast.Tuple(elts=items):
             return tuple(_literal(item, text) for item in items)
         case ast.List(elts=items):
-            return [_literal(item, text) for item in items]
+            return tuple(_literal(item, text) for item in items)
         case ast.Dict(keys=keys, values=items) if all(key is not None for key in keys):
             return {
                 _literal(key, text): _literal(item, text)
@@ -246,12 +246,12 @@ def _coerce_tuple(value: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def format_pass(item: Pass) -> str:
-    """The specification of a pass, with the options that differ from their defaults."""
-    options = [
-        f"{field.name}={_show(getattr(item, field.name))}"
-        for field in dataclasses.fields(item)
-        if field.init and getattr(item, field.name) != default_of(field)
-    ]
+    """The specification of a pass: the options that differ from their defaults, and a first option that is a name."""
+    options = []
+    for at, field in enumerate(field for field in dataclasses.fields(item) if field.init):
+        value = getattr(item, field.name)
+        if value != default_of(field) or (at == 0 and isinstance(value, str)):
+            options.append(f"{field.name}={_show(value)}")
     return pass_name(type(item)) + (f"({','.join(options)})" if options else "")
 
 
