@@ -8,7 +8,6 @@ from pathlib import Path
 
 import onnx
 import onnx_ir
-from google.protobuf.message import DecodeError
 
 from ..ir.errors import InputError, ModelError
 from ..ir.graph import Graph, all_nodes
@@ -38,7 +37,7 @@ def read(path: Path) -> onnx.ModelProto:
         raise ModelError(
             f"the file cannot be read: {error.strerror}", where=where, fix="check its permissions"
         ) from error
-    except (DecodeError, UnicodeDecodeError, ValueError) as error:
+    except Exception as error:  # protobuf's DecodeError; text formats raise others
         raise ModelError(
             "the file is not an ONNX model, or is truncated",
             where=where,

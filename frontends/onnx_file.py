@@ -88,7 +88,7 @@ def _without_data(graph: Graph, where: str) -> onnx.ModelProto:
             assert tensor is not None and value.name is not None
             if tensor.size > 64 or isinstance(tensor, onnx_ir.LazyTensor | onnx_ir.ExternalTensor):
                 value.const_value = onnx_ir.ExternalTensor(
-                    "unread", None, None, tensor.dtype, shape=onnx_ir.Shape(tensor.shape), name=value.name
+                    "unread", None, None, tensor.dtype, shape=onnx_ir.Shape(tensor.shape.numpy()), name=value.name
                 )
         return onnx_ir.serde.serialize_model(graph)
     except Exception as error:  # onnx_ir wraps whatever went wrong inside in its own error

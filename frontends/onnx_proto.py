@@ -56,7 +56,7 @@ def _has_map(kind: onnx.TypeProto) -> bool:
         return _has_map(kind.sequence_type.elem_type)
     if kind.HasField("optional_type"):
         return _has_map(kind.optional_type.elem_type)
-    return kind.HasField("map_type")
+    return bool(kind.HasField("map_type"))
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

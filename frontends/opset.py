@@ -17,7 +17,7 @@ import onnx_ir
 from ..ir.graph import WORKING_OPSET, Graph, all_nodes, attribute, rank
 from ..ir.rewrite import Editor
 
-Edit = Callable[[Editor], None]
+Edit = Callable[[Editor], object]
 
 OLDEST = 7
 """Before opset 7, broadcasting and dropout worked differently; such models keep their opset."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -67,14 +68,13 @@ for _table in (identities.RULES, views.RULES, attention.RULES):
 
 
 def _apply(work: Work, node: onnx_ir.Node) -> None:
-    """Try the rules of the node's operator; a rule that changed it gives all of them another chance."""
-    if node.domain not in ("", "ai.onnx"):
-        return
-    changed = True
-    while changed and node.graph is not None:
-        changed = False
-        for rule in _RULES.get(node.op_type, ()):
-            if node.graph is None:
-                return
-            if rule(work, node):
-                changed = True
+    """Try the rules of the node's operator, again as long as one changes it."""
+    if node.domain in ("", "ai.onnx"):
+        rules = _RULES.get(node.op_type, ())
+        while _first(work, node, rules):
+            pass
+
+
+def _first(work: Work, node: onnx_ir.Node, rules: Sequence[NodeRule]) -> bool:
+    """Apply the first rule that applies; none does to a node that is gone."""
+    return any(node.graph is not None and rule(work, node) for rule in rules)

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 import onnx_ir
 
 from ...ir.graph import constant, tensor_of
-from ...ir.rewrite import provenance
+from ...ir.rewrite import Editor, provenance
 from .duplicates import deterministic
 from .work import Work, used
+
+Array: TypeAlias = np.ndarray[Any, Any]
 
 LIMIT = 1 << 16
 """Elements; nothing larger is read or made."""
@@ -39,7 +43,7 @@ def lift(work: Work) -> None:
         new = onnx_ir.Value(
             name=name,
             type=onnx_ir.TensorType(tensor.dtype),
-            shape=onnx_ir.Shape(tensor.shape),
+            shape=onnx_ir.Shape(tensor.shape.numpy()),
             const_value=tensor,
         )
         value.replace_all_uses_with(new)
@@ -59,9 +63,11 @@ def fold_sizes(work: Work) -> None:
         found = work.symbolic(value)
         array = None if found is None or found.dtype != value.dtype else found.constant()
         if array is not None:
-            work.replace(
-                "known sizes => constant", node, lambda edit, a=array, v=value: edit.initializer(a, v.name or "sizes")
-            )  # type: ignore[misc]
+            work.replace("known sizes => constant", node, partial(_initializer, array, value.name or "sizes"))
+
+
+def _initializer(array: Array, hint: str, edit: Editor) -> onnx_ir.Value:
+    return edit.initializer(array, hint)
 
 
 def fold(work: Work) -> None:
@@ -135,8 +141,8 @@ def _run(
     work: Work,
     nodes: Sequence[onnx_ir.Node],
     wanted: Sequence[onnx_ir.Value],
-    known: dict[onnx_ir.Value, np.ndarray] | None = None,  # type: ignore[type-arg]
-) -> dict[onnx_ir.Value, np.ndarray] | None:  # type: ignore[type-arg]
+    known: dict[onnx_ir.Value, Array] | None = None,
+) -> dict[onnx_ir.Value, Array] | None:
     """Results of ``nodes`` by value, or None if the runtime does not execute one of them."""
     import onnxruntime
 

@@ -76,10 +76,9 @@ def _is_all(value: onnx_ir.Value | None, number: float, *, negative_zero: bool =
 
 def _broadcasts_into(small: onnx_ir.Value | None, value: onnx_ir.Value | None) -> bool:
     """Whether broadcasting ``value`` with the constant ``small`` leaves the shape of ``value`` as it is."""
-    tensor = tensor_of(small)
-    if tensor is None or value is None:
+    shape = dims_of(small)
+    if shape is None or value is None or tensor_of(small) is None:
         return False
-    shape = [int(d) for d in tensor.shape]
     if not shape:
         return True
     dims = dims_of(value)
