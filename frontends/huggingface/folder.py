@@ -78,6 +78,7 @@ def import_checkpoint(
     dtype: str = "float32",
     companions: Mapping[str, Path | bytes] | None = None,
     end_tokens: tuple[int, ...] = (),
+    buffers: Mapping[str, torch.Tensor] | None = None,
 ) -> Imported:
     """A model class, its configuration and its stored weights as a graph.
 
@@ -90,6 +91,7 @@ def import_checkpoint(
         dtype: element type of the weights in the graph.
         companions: files to put beside the saved model.
         end_tokens: ids that end a sequence.
+        buffers: values of computed buffers that differ from what the configuration says, by name.
 
     Raises:
         ModelError: the weights do not fit the configuration.
@@ -99,8 +101,8 @@ def import_checkpoint(
     if dtype not in _DTYPES:
         raise OptionError(f"there is no dtype {dtype!r} for weights", fix=nearest(dtype, _DTYPES))
     element = _DTYPES[dtype]
-    model, buffers = build(cls, config, element)
-    weights, remarks = bind(model, stored, buffers, where)
+    model, computed = build(cls, config, element)
+    weights, remarks = bind(model, stored, computed | dict(buffers or {}), where)
     spec = None
     if is_causal_lm(cls):
         shapes = decoder.cache_shapes(model)
