@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from .graph import MODULE, RULE, SOURCE, Graph, all_nodes
-from .infer import infer
+from .errors import VerificationError
+from .graph import MODULE, RULE, SOURCE, Graph, all_nodes, module_path
+from .infer import conflict, infer
+from .symbolic import known
 
 
 class Editor:
@@ -36,27 +38,42 @@ class Editor:
         self.graph, self.rule = graph, rule
         self.scope = scope if scope is not None else graph.graph
         self.names = _names_in(graph) if names is None else names
+        self.made: list[onnx_ir.Node] = []
+        """Nodes inserted since the last :meth:`at`."""
+        self._home = self.scope
+        self._counts: dict[str, int] = {}
         self._anchor: onnx_ir.Node | None = None
         self._origin: Sequence[onnx_ir.Node] = ()
 
     def at(self, anchor: onnx_ir.Node | None, origin: Sequence[onnx_ir.Node] | None = None) -> Editor:
-        """Insert what follows before ``anchor`` (None: at the end), with the provenance of ``origin``."""
+        """Insert what follows before ``anchor`` (None: at the end of the scope), with the provenance of ``origin``.
+
+        The anchor may stand in a subgraph: what follows is then inserted there.
+        """
         self._anchor = anchor
+        self.made = []
+        self.scope = self._home if anchor is None or anchor.graph is None else anchor.graph
         self._origin = origin if origin is not None else ([anchor] if anchor is not None else [])
         return self
 
     def fresh(self, hint: str) -> str:
         """A name that nothing in the model has."""
-        name, count = hint, 0
+        name, count = hint, self._counts.get(hint, 0)
         while name in self.names:
             count += 1
             name = f"{hint}_{count}"
+        self._counts[hint] = count
         self.names.add(name)
         return name
 
     def initializer(self, data: np.ndarray[Any, Any] | onnx_ir.TensorProtocol, hint: str) -> onnx_ir.Value:
-        """A new initializer with a fresh name; a lazy tensor stays unread."""
+        """A new initializer with a fresh name; a lazy tensor stays unread.
+
+        A function cannot see the initializers of the model: there it becomes a ``Constant`` node.
+        """
         tensor = onnx_ir.Tensor(data) if isinstance(data, np.ndarray) else data
+        if any(function.graph is self.scope for function in self.graph.functions.values()):
+            return self.op("Constant", [], {"value": tensor}, hint=hint)
         value = onnx_ir.Value(
             name=self.fresh(hint),
             type=onnx_ir.TensorType(tensor.dtype),
@@ -121,6 +138,7 @@ class Editor:
             self.scope.append(node)
         else:
             self.scope.insert_before(self._anchor, node)
+        self.made.append(node)
         if domain not in self.graph.opset_imports:
             self.graph.opset_imports[domain] = 1
         if infer_types:
@@ -130,38 +148,74 @@ class Editor:
     def replace(self, old: onnx_ir.Value, new: onnx_ir.Value) -> None:
         """Let every use of ``old`` read ``new``; a graph output keeps its name.
 
-        The producer of ``old`` stays, unused; :meth:`sweep` removes it.
+        The node that makes ``new`` may read ``old`` and goes on doing so. The producer of ``old`` stays, unused;
+        :meth:`sweep` removes it. What is known of the type of ``old`` and not of ``new`` is kept.
+
+        Raises:
+            VerificationError: if the two cannot have the same type and shape, or ``old`` is a graph input that is
+                also a graph output.
         """
+        if old is new:
+            return
+        self._unify(old, new)
+        if old.is_graph_output():
+            self._replace_output(old, new)
+        maker = new.producer()
+        for user, index in tuple(old.uses()):
+            if user is not maker:
+                user.replace_input_with(index, new)
+
+    def _unify(self, old: onnx_ir.Value, new: onnx_ir.Value) -> None:
+        dims = None if old.shape is None else old.shape.dims
+        reason = conflict(new, old.dtype, dims)
+        if reason is not None:
+            maker = old.producer()
+            raise VerificationError(
+                f"rule {self.rule!r} replaces {old.name!r} by a value of another type: {reason}",
+                where=None if maker is None else module_path(maker),
+                fix="the rule must check types and shapes before it rewrites",
+            )
+        if new.is_graph_input():
+            return
         if new.type is None:
             new.type = old.type
         if new.shape is None:
             new.shape = old.shape
-        if old.is_graph_output():
-            self._replace_output(old, new)
-        old.replace_all_uses_with(new)
+        elif dims is not None and not all(map(known, new.shape)):
+            new.shape = onnx_ir.Shape([a if known(a) else b for a, b in zip(new.shape, dims, strict=True)])
 
     def _replace_output(self, old: onnx_ir.Value, new: onnx_ir.Value) -> None:
         name = old.name
-        if new.is_graph_output() or new.is_graph_input() or new.is_initializer():
-            # One value cannot be two outputs, nor an input and an output under two names.
-            anchor, origin = self._anchor, self._origin
-            self.at(None, origin)
-            new = self.op("Identity", [new], dtype=new.dtype, shape=new.shape)
-            self.at(anchor, origin)
         owner = old.graph
         assert owner is not None
+        if old.is_graph_input():
+            raise VerificationError(
+                f"rule {self.rule!r} replaces {name!r}, which is an input and an output of the graph",
+                fix="the rule must leave it alone: input and output would need two names",
+            )
+        if new.is_graph_output() or new.is_graph_input() or new.is_initializer() or new.graph is not owner:
+            # One value cannot be two outputs, nor an input and an output under two names.
+            new = self._copy_at_end(owner, new)
         for i, output in enumerate(owner.outputs):
             if output is old:
                 owner.outputs[i] = new
         old.name = self.fresh(f"{name}_before")
         new.name = name
 
+    def _copy_at_end(self, owner: onnx_ir.Graph, value: onnx_ir.Value) -> onnx_ir.Value:
+        anchor, scope = self._anchor, self.scope
+        self._anchor, self.scope = None, owner
+        copy = self.op("Identity", [value], dtype=value.dtype, shape=value.shape)
+        self._anchor, self.scope = anchor, scope
+        return copy
+
     def remove(self, nodes: Iterable[onnx_ir.Node]) -> None:
-        """Remove nodes whose outputs nobody uses."""
+        """Remove nodes whose outputs nobody uses; raises ValueError if somebody does."""
         for node in nodes:
             owner = node.graph
             assert owner is not None
             owner.remove(node, safe=True)
+            _release(node)
 
     def sweep(self, start: Iterable[onnx_ir.Node]) -> int:
         """Remove ``start`` and everything before it that became unused; the number of nodes removed."""
@@ -170,11 +224,15 @@ class Editor:
             node = stack.pop()
             if node.graph is None or any(v.uses() or v.is_graph_output() for v in node.outputs):
                 continue
-            stack.extend(node.predecessors())
-            inputs = [v for v in node.inputs if v is not None]
+            inputs = {v: None for v in node.inputs if v is not None}
             node.graph.remove(node, safe=True)
+            # What only a subgraph of the node read is unused now, too.
+            inputs.update((v, None) for v in _release(node))
             removed += 1
             for value in inputs:
+                maker = value.producer()
+                if maker is not None:
+                    stack.append(maker)
                 self.drop_initializer(value)
         return removed
 
@@ -191,6 +249,20 @@ class Editor:
 
     def _provenance(self) -> dict[str, str]:
         return provenance(self._origin, self.rule)
+
+
+def _release(node: onnx_ir.Node) -> list[onnx_ir.Value]:
+    """Take the nodes in the subgraphs of a removed node off the values they read; these values."""
+    read: list[onnx_ir.Value] = []
+    for attr in node.attributes.values():
+        if attr.type != onnx_ir.AttributeType.GRAPH:
+            continue
+        for inner in onnx_ir.traversal.RecursiveGraphIterator(attr.as_graph()):
+            for index, value in enumerate(inner.inputs):
+                if value is not None:
+                    read.append(value)
+                    inner.replace_input_with(index, None)
+    return read
 
 
 def provenance(origin: Iterable[onnx_ir.Node], rule: str) -> dict[str, str]:

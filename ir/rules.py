@@ -18,6 +18,7 @@ from onnxscript.rewriter._basics import MatchFailureError, MatchResult, MatchSta
 from onnxscript.rewriter._pattern_ir import GraphPattern, _to_graph_pattern
 from onnxscript.rewriter._rewrite_rule import Pattern
 
+from .errors import PassError
 from .graph import Graph, module_path
 from .rewrite import Editor
 
@@ -101,6 +102,7 @@ def apply_rules(graph: Graph, rules: Iterable[Rule]) -> RuleReport:
     """
     report = RuleReport()
     rules = list(rules)
+    several = False
     if not rules:
         return report
     names = Editor(graph, rules[0].name).names
@@ -112,7 +114,11 @@ def apply_rules(graph: Graph, rules: Iterable[Rule]) -> RuleReport:
             if rule._roots is not None and node.op_type not in rule._roots:
                 continue
             if _apply(graph, node, rule, editors[rule.name], report):
+                several = several or len(rule._patterns[0]._target_pattern.outputs) > 1
                 break
+    if several:
+        # What reads the first output of a pattern may stand before its last node, where the replacement is inserted.
+        graph.graph.sort()
     return report
 
 
@@ -128,9 +134,14 @@ def _apply(graph: Graph, node: onnx_ir.Node, rule: Rule, edit: Editor, report: R
         try:
             new = rule.rewrite(edit, **match.bindings)
         except MatchFailureError as error:
+            edit.sweep(reversed(edit.made))
             report.near_misses.append((module_path(node), rule.name, error.reason))
             continue
         values = [new] if isinstance(new, onnx_ir.Value) else list(new)
+        if len(values) != len(match.outputs):
+            raise PassError(
+                f"rule {rule.name!r} returned {len(values)} values for the {len(match.outputs)} outputs of its pattern"
+            )
         for old, value in zip(match.outputs, values, strict=True):
             edit.replace(old, value)
         edit.sweep([node, *match.nodes])
