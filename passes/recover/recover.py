@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ...ir.graph import Graph
 from ..base import Context, Outcome, Pass, Stage
 from .activation import recover_activation
+from .attention import recover_attention
 from .match import Site
 from .normalization import recover_normalization
 from .rotary import recover_rotary
@@ -33,6 +34,7 @@ class Recover(Pass):
             recover_normalization: self.normalization,
             recover_activation: self.activation,
             recover_rotary: self.rotary,
+            recover_attention: self.attention,
         }
         for part, wanted in parts.items():
             if wanted:
