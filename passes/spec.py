@@ -76,6 +76,9 @@ def _parse_text(text: str) -> list[Pass]:
         name = call.func.id
         if any(keyword.arg is None for keyword in call.keywords):
             raise OptionError(f"options of {name!r} must be written name=value", where=text)
+        named = [keyword.arg for keyword in call.keywords]
+        if twice := [option for option in named if named.count(option) > 1]:
+            raise OptionError(f"the option {twice[0]!r} of {name!r} is given twice", where=text)
         values = [_literal(argument, text) for argument in call.args]
         options = {str(keyword.arg): _literal(keyword.value, text) for keyword in call.keywords}
         found += _build(name, values, options)
