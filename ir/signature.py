@@ -124,6 +124,9 @@ def check_input(spec: TensorSpec, value: Any, symbols: dict[str, tuple[int, str]
     Raises:
         InputError: wrong element type, rank, size or device.
     """
+    if spec.dtype.lower().startswith(("sequence(", "optional(", "seq(", "map(")):
+        # Lists and optional values have no shape to check; the runtime looks at their elements.
+        return value
     if not (hasattr(value, "dtype") and hasattr(value, "shape")):
         try:
             value = np.asarray(value, dtype=_NUMPY_NAMES.get(spec.dtype))

@@ -40,8 +40,8 @@ def nonstandard(graph: Graph) -> dict[str, int]:
 def check(graph: Graph) -> list[Remark]:
     """Check every node against the kernels of the installed build.
 
-    Operators that the build does not know at all, and nodes that came in a file and were not touched, are left for
-    the runtime to judge (it may have custom operators, or fold the node away); a remark names them.
+    Operators that the build does not know at all are left for the runtime to judge, unless a rewrite made them: a
+    file may use custom operators; a remark names them.
 
     Raises:
         UnsupportedError: a node that a frontend or pass made has no kernel.
@@ -67,8 +67,8 @@ def check(graph: Graph) -> list[Remark]:
         name = f"{domain}.{node.op_type}" if domain else node.op_type
         kinds = ", ".join(kind or "?" for kind in types)
         what = f"ONNX Runtime {kernels.version()} has no CPU kernel for {name}({kinds})"
-        made_here = MODULE in node.metadata_props or RULE in node.metadata_props
-        if made_here and (known or domain):
+        ours = RULE in node.metadata_props and bool(domain)
+        if (known and (MODULE in node.metadata_props or RULE in node.metadata_props)) or ours:
             raise UnsupportedError(what, where=module_path(node), fix=_advice(kinds))
         remarks.append(Remark("missed", module_path(node), f"{what}; left for the runtime to judge"))
     return remarks
@@ -83,6 +83,8 @@ def _advice(kinds: str) -> str:
 
 
 def _runs(graph: Graph, node: onnx_ir.Node, domain: str, types: tuple[str | None, ...]) -> bool:
+    if not domain and node.op_type == "Constant":
+        return True  # an initializer by another name
     opset = graph.opset_imports.get(domain, 1)
     if kernels.has(domain, node.op_type, opset, types):
         return True

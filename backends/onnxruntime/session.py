@@ -82,7 +82,8 @@ class Session:
         """What the model gives."""
         self._output_names = [spec.name for spec in self.outputs]
         self._input_names = frozenset(spec.name for spec in self.inputs)
-        plain = all(item.type.startswith("tensor(") for item in self._session.get_inputs())
+        ends = (*self._session.get_inputs(), *self._session.get_outputs())
+        plain = all(item.type.startswith("tensor(") for item in ends)
         self._by_value = plain and all(spec.dtype != "STRING" for spec in self.inputs)
 
     def run(self, feeds: Mapping[str, Any]) -> list[Any]:
