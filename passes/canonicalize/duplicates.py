@@ -60,6 +60,8 @@ def merge_nodes(work: Work) -> None:
             continue
         key = _key(node)
         first = seen.setdefault(key, node) if key is not None else node
+        if first.graph is None:  # swept meanwhile, with the last node that read it
+            first = seen[key] = node
         if first is not node:
             if _merge(work, first, node):
                 work.count(f"equal {node.op_type} => one")
@@ -89,6 +91,9 @@ def _merge_size(work: Work, node: onnx_ir.Node, sizes: dict[Hashable, onnx_ir.Va
         return
     key = (found.dtype, found.shape, tuple(str(element) for element in found.elements))
     first = sizes.setdefault(key, value)
+    maker = first.producer()
+    if maker is not None and maker.graph is None:  # swept meanwhile, with the last node that read it
+        first = sizes[key] = value
     if first is not value and work.forward("equal sizes => one", node, first):
         return
 
