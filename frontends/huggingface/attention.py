@@ -16,6 +16,43 @@ from ...ir.errors import UnsupportedError
 
 NAME = "burnish"
 
+_LIBRARY = torch.library.Library("burnish", "FRAGMENT")
+_LIBRARY.define(
+    "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, bool is_causal, float? scale, bool enable_gqa) -> Tensor"
+)
+
+
+def _run(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, enable_gqa: bool
+) -> Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+
+
+def _shape(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, enable_gqa: bool
+) -> Tensor:
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+_LIBRARY.impl("attention", _run, "CPU")
+_LIBRARY.impl("attention", _shape, "Meta")
+
+
+def as_standard_operator(program: torch.export.ExportedProgram) -> None:
+    """Turn the attention that was traced into ``scaled_dot_product_attention``, in place.
+
+    Tracing that operator itself runs its decomposition to find a shape that is known, half of all tracing time.
+    """
+    standard = torch.ops.aten.scaled_dot_product_attention.default
+    for node in program.graph.nodes:
+        if node.op == "call_function" and node.target is torch.ops.burnish.attention.default:
+            query, key, value, mask, is_causal, scale, enable_gqa = node.args
+            node.target = standard
+            node.args = (query, key, value, mask, 0.0, is_causal)
+            node.kwargs = {"scale": scale, "enable_gqa": enable_gqa}
+
 
 def register() -> None:
     """Make the attention implementation known to transformers (again is harmless)."""
@@ -57,15 +94,8 @@ def attention(
     causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else bool(is_causal))
     if softcap is not None:
         return _capped(query, key, value, attention_mask, scaling, softcap), None
-    result = torch.nn.functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=attention_mask,
-        is_causal=causal,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    grouped = query.shape[1] != key.shape[1]
+    result: Tensor = torch.ops.burnish.attention(query, key, value, attention_mask, causal, scaling, grouped)
     return result.transpose(1, 2), None
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...ir.errors import UnsupportedError
+from .attention import as_standard_operator
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def export_decoder(
     ]
     of_batch, of_sequence, of_past = (torch.export.Dim(name) for name in ("batch", "sequence", "past"))
     with torch.no_grad():
-        return torch.export.export(
+        program = torch.export.export(
             Decoder(model),
             (ids, attention_mask, torch.zeros_like(ids), cache),
             dynamic_shapes=(
@@ -148,3 +149,5 @@ def export_decoder(
             ),
             strict=False,
         )
+    as_standard_operator(program)
+    return program

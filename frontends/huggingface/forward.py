@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...ir.errors import UnsupportedError
+from .attention import as_standard_operator
 
 
 @dataclass(frozen=True)
@@ -100,4 +101,5 @@ def export_forward(model: Any, inputs: Mapping[str, Natural]) -> tuple[torch.exp
         program = torch.export.export(
             Forward(model, list(inputs), outputs), (values,), dynamic_shapes=(dynamic,), strict=False
         )
+    as_standard_operator(program)
     return program, outputs
