@@ -25,7 +25,7 @@ class Check:
 
     def to_json(self) -> dict[str, Any]:
         """The fields and whether it passed."""
-        return asdict(self) | {"value": round(self.value, 6), "passed": self.passed}
+        return asdict(self) | {"value": float(f"{self.value:.5g}"), "passed": self.passed}
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> int:

@@ -1,0 +1,91 @@
+"""What benchmark scripts write, and the tables made of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from burnish.compiler.benchmark import Result, Side, Timing
+from burnish.tools import bench, bench_files
+from burnish.tools.bench_results import Check, checks_table, decoder_table, files_table, fill, write_results
+
+SECONDS = {"torch.onnx.export": (0.02, 0.02, 0.02), "w4a16": (0.01, 0.01, 0.01)}
+
+
+@pytest.fixture
+def decoder() -> dict:
+    sides = [Side("torch.onnx.export", "/somewhere/model.onnx"), Side("w4a16", "/somewhere/w4a16")]
+    timings = {name: Timing(seconds) for name, seconds in SECONDS.items()}
+    result = Result(sides, 2, {"prefill 128": timings, "decode, 128 past": timings})
+    result.memory = {"torch.onnx.export": 700_000_000, "w4a16": 250_000_000}
+    result.size = {"torch.onnx.export": 540_000_000, "w4a16": 79_900_000}
+    perplexity = {"torch.onnx.export": 14.62, "w4a16": 16.9}
+    checks = [Check("size", 79.9, 80, " MB").to_json(), Check("speed", 1.1, 1.03, "×").to_json()]
+    return {"model": "SmolLM2", **result.to_json(), "perplexity": perplexity, "checks": checks}
+
+
+def test_decoder_table(decoder: dict) -> None:
+    assert decoder_table(decoder).splitlines() == [
+        "| SmolLM2 | `torch.onnx.export`, ONNX Runtime | Burnish `w4a16` |",
+        "| --- | ---: | ---: |",
+        "| size on disk | 540 MB | 80 MB |",
+        "| peak memory | 700 MB | 250 MB |",
+        "| prefill 128 tokens | 20.0 ms | 10.0 ms (0.50×) |",
+        "| decode, 128 past, per token | 20.0 ms | 10.0 ms (0.50×) |",
+        "| perplexity, held-out text | 14.62 | 16.90 |",
+    ]
+
+
+def test_checks(decoder: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert write_results(tmp_path / "new" / "decoder.json", decoder) == 1
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["decoder.json"]
+    assert json.loads((tmp_path / "new" / "decoder.json").read_text()) == decoder
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == ["ok     size: 79.9 MB (limit 80 MB)", "FAILED speed: 1.1× (limit 1.03×)"]
+    assert checks_table(decoder).splitlines()[2:] == [
+        "| size | 79.9 MB | 80 MB | yes |",
+        "| speed | 1.1× | 1.03× | **no** |",
+    ]
+
+
+def test_no_path_of_this_machine_is_written(decoder: dict) -> None:
+    assert "/somewhere" not in json.dumps(decoder)
+
+
+def test_fill() -> None:
+    document = "a <!-- x -->\nold\n<!-- end x --> b"
+    filled = fill(document, {"x": "new"})
+    assert filled == "a <!-- x -->\nnew\n<!-- end x --> b"
+    assert fill(filled, {"x": "new"}) == filled
+    with pytest.raises(ValueError, match="no block <!-- y -->"):
+        fill(document, {"y": ""})
+    with pytest.raises(ValueError, match="no block"):
+        fill("<!-- x --> never closed", {"x": ""})
+
+
+def test_files_are_measured_and_rendered(
+    linear_file, decoder: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("burnish.compiler.benchmark._TURN", 0.01)
+    case = bench_files.Case("linear", linear_file, lambda generator: {"x": np.ones((2, 8), np.float32)})
+    results = bench_files.measure((case,), tmp_path / "work", rounds=5)
+    assert [check["name"].partition(":")[0] for check in results["checks"]] == ["linear", "linear"]
+    assert results["checks"][1] == {
+        "name": "linear: difference, of range", "value": 0.0, "limit": 1e-4, "unit": "", "passed": True,
+    }  # fmt: skip
+    (row,) = files_table(results).splitlines()[2:]
+    assert row.startswith("| linear | ")
+    assert row.endswith("| 0e+00 |")
+
+    write_results(tmp_path / "decoder.json", decoder)
+    write_results(tmp_path / "files.json", results)
+    (tmp_path / "docs").mkdir()
+    block = "<!-- {0} -->\n<!-- end {0} -->\n"
+    (tmp_path / "README.md").write_text("".join(block.format(name) for name in ("decoder", "machine")))
+    names = ("decoder", "machine", "files", "checks")
+    (tmp_path / "docs" / "benchmarks.md").write_text("".join(block.format(name) for name in names))
+    bench.render(tmp_path, tmp_path)
+    assert "| size on disk | 540 MB | 80 MB |" in (tmp_path / "README.md").read_text()
+    assert "| linear | " in (tmp_path / "docs" / "benchmarks.md").read_text()
