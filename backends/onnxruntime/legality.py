@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir
 
 from ...ir.errors import UnsupportedError
@@ -102,5 +104,5 @@ def _is_function(node: onnx_ir.Node, opset: int) -> bool:
 
     if node.domain not in _STANDARD or not onnx.defs.has(node.op_type, opset, ""):
         return False
-    schema = onnx.defs.get_schema(node.op_type, opset, "")
+    schema: Any = onnx.defs.get_schema(node.op_type, opset, "")
     return bool(schema.has_function or schema.has_context_dependent_function)

@@ -54,10 +54,12 @@ class Quantized:
 
     @property
     def blocks(self) -> int:
+        """Blocks of a channel."""
         return -(-self.k // self.block)
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of a channel's codes, the last block padded."""
         return self.blocks * self.block * self.bits // 8
 
     def packed(self) -> onnx_ir.TensorProtocol:
@@ -104,7 +106,7 @@ class Quantized:
         return lazy(lambda: packing.pack_rows(self.rows(self.codes), self.bits), onnx_ir.DataType.UINT8, shape)
 
     def row_zeros(self) -> onnx_ir.TensorProtocol | None:
-        """Zero points as uint8 [n, ceil(blocks * bits / 8)], unread, the middle code included; None if there are none."""
+        """Like :meth:`block_zeros`, but with the middle code written out; None if there are none."""
         zeros = self.zeros
         if zeros is None:
             return None
@@ -367,4 +369,3 @@ def _gather(edit: Editor, user: onnx_ir.Node, stored: _Stored) -> str | None:
         y = edit.op("Slice", [y, edit.ints([0], "start"), edit.ints([weight.k], "stop"), last])
     edit.replace(result, y)
     return None
-

@@ -22,7 +22,8 @@ def pack_rows(codes: Array, bits: int) -> Array:
         return np.ascontiguousarray(codes)
     if codes.shape[1] % 2:
         codes = np.pad(codes, ((0, 0), (0, 1)))
-    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+    packed: Array = codes[:, 0::2] | (codes[:, 1::2] << 4)
+    return packed
 
 
 def pack_blocks(codes: Array, bits: int, block: int) -> Array:

@@ -3,8 +3,11 @@ dequantized, and nothing outside the standard."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir
+import onnx_ir.passes.common
 
 from ...ir.errors import UnsupportedError
 from ...ir.graph import Graph, all_nodes, attribute, is_op, module_path, tensor_of
@@ -14,6 +17,7 @@ from ...ir.weights import View, lazy
 from .nbits import Quantized, read, users
 
 RULE = "standard quantized weights"
+Array = np.ndarray[Any, Any]
 _UNSIGNED = (onnx_ir.DataType.UINT4, onnx_ir.DataType.UINT8)
 
 
@@ -76,7 +80,9 @@ def _lower(edit: Editor, node: onnx_ir.Node, remarks: list[Remark]) -> None:
         for user, _ in products:
             _product(edit, user, columns)
             remarks.append(
-                Remark("applied", module_path(user), "DequantizeLinear on [K, N] before the product, as runtimes fuse it")
+                Remark(
+                    "applied", module_path(user), "DequantizeLinear on [K, N] before the product, as runtimes fuse it"
+                )
             )
     for user in tables:
         _Table(edit, user, weight, columns).lower()
@@ -111,18 +117,18 @@ class _Columns:
         return self.weight.bits == 8 or self.weight.n % 2 == 0
 
 
-def _by_row(array: np.ndarray, weight: Quantized) -> np.ndarray:  # type: ignore[type-arg]
+def _by_row(array: Array, weight: Quantized) -> Array:
     if array.ndim < 2:
         return array.reshape(-1, 1)
     return array.T if weight.turned else array
 
 
-def _spread(rows: np.ndarray, shape: tuple[int, int]) -> np.ndarray:  # type: ignore[type-arg]
+def _spread(rows: Array, shape: tuple[int, int]) -> Array:
     """[N, blocks] (or [N, 1], one scale a channel) as [blocks, N]."""
     return np.ascontiguousarray(np.broadcast_to(rows, shape[::-1]).T)
 
 
-def _pack(codes: np.ndarray, dtype: onnx_ir.DataType) -> onnx_ir.TensorProtocol:  # type: ignore[type-arg]
+def _pack(codes: Array, dtype: onnx_ir.DataType) -> onnx_ir.TensorProtocol:
     codes = np.ascontiguousarray(codes)
     if dtype == onnx_ir.DataType.UINT8:
         return onnx_ir.Tensor(codes, dtype=dtype)
@@ -151,7 +157,7 @@ def _product(edit: Editor, user: onnx_ir.Node, columns: _Columns) -> None:
 
 
 class _Table:
-    """An embedding by standard operators: gather codes, scales and zero points of the rows asked for, dequantize them."""
+    """An embedding by standard operators: codes, scales and zero points are gathered, then those rows dequantized."""
 
     def __init__(self, edit: Editor, user: onnx_ir.Node, weight: Quantized, columns: _Columns | None) -> None:
         self.edit, self.user, self.weight = edit, user, weight

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
@@ -17,7 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as build
 from ...ir.errors import ArtifactError, BurnishError, InputError, ModelError, OptionError, UnsupportedError, nearest
 from ...ir.signature import TensorSpec
 
-OrtValue = onnxruntime.OrtValue
+OrtValue: TypeAlias = onnxruntime.OrtValue
 """ONNX Runtime's own tensor; fed back without a copy (a KV cache, for one)."""
 
 _FATAL = 4
@@ -122,10 +122,7 @@ class Session:
 
     def _run_plain(self, feeds: Mapping[str, Any]) -> list[Any]:
         """For strings and sequences, which have no shared form."""
-        arrays = {
-            name: value.detach().numpy() if _is_torch(value) else value.numpy() if isinstance(value, OrtValue) else value
-            for name, value in feeds.items()
-        }
+        arrays = {name: _plain(value) for name, value in feeds.items()}
         try:
             return list(self._session.run(None, arrays))
         except Exception as error:
@@ -189,6 +186,12 @@ def _native(name: str, value: Any) -> tuple[Any, Any]:
         ) from error
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, OrtValue):
+        return value.numpy()
+    return value.detach().numpy() if _is_torch(value) else value
+
+
 class _Memory:
     """An output's memory as NumPy sees it: the array keeps this object, and this object the output."""
 
@@ -237,7 +240,7 @@ def _to_torch(value: Any) -> Any:
 
     if value.data_type() == "tensor(string)" or not value.data_type().startswith("tensor("):
         return to_numpy(value)
-    return torch.from_dlpack(value)
+    return torch.utils.dlpack.from_dlpack(value)
 
 
 def _first_line(error: Exception) -> str:

@@ -169,16 +169,14 @@ def _read(tensor: onnx_ir.TensorProtocol) -> Any:
     if isinstance(tensor, onnx_ir.LazyTensor):
         return _read(tensor._evaluate())
     if isinstance(tensor, onnx_ir.PackedTensor):
-        return memoryview(np.ascontiguousarray(tensor.numpy_packed())).cast("B")
+        return np.ascontiguousarray(tensor.numpy_packed()).reshape(-1).data
     if tensor.dtype.bitwidth >= 8 and isinstance(tensor, onnx_ir.Tensor | onnx_ir.ExternalTensor):
         array = np.ascontiguousarray(tensor.numpy())
-        return memoryview(array.reshape(-1).view(np.uint8))
+        return array.reshape(-1).view(np.uint8).data
     return tensor.tobytes()
 
 
-def _serialize(
-    graph: Graph, data: BinaryIO | None, location: str, total: int, progress: Progress | None
-) -> bytes:
+def _serialize(graph: Graph, data: BinaryIO | None, location: str, total: int, progress: Progress | None) -> bytes:
     """The model message; weights go to ``data`` if there is one."""
     placed: dict[Hashable, _Placed] = {}
     originals: list[tuple[onnx_ir.Value, onnx_ir.TensorProtocol]] = []
@@ -194,7 +192,12 @@ def _serialize(
                     placed[key] = _append(data, tensor)
                     done += placed[key].length
                 new: onnx_ir.TensorProtocol = onnx_ir.ExternalTensor(
-                    location, placed[key].offset, int(tensor.nbytes), tensor.dtype, shape=tensor.shape, name=name
+                    location,
+                    placed[key].offset,
+                    int(tensor.nbytes),
+                    tensor.dtype,
+                    shape=onnx_ir.Shape(tensor.shape),
+                    name=name,
                 )
             else:
                 done += int(tensor.nbytes)
@@ -205,7 +208,8 @@ def _serialize(
             value.const_value = new
             if progress is not None:
                 progress(min(done, total), total, name)
-        return onnx_ir.to_proto(graph).SerializeToString()
+        message: bytes = onnx_ir.to_proto(graph).SerializeToString()
+        return message
     finally:
         for value, tensor in originals:
             value.const_value = tensor
@@ -214,7 +218,7 @@ def _serialize(
 def _inline(tensor: onnx_ir.TensorProtocol, name: str) -> onnx_ir.TensorProtocol:
     raw = np.frombuffer(_read(tensor), np.uint8)
     if tensor.dtype.bitwidth < 8:
-        return onnx_ir.PackedTensor(raw, tensor.dtype, shape=tensor.shape, name=name)
+        return onnx_ir.PackedTensor(raw, tensor.dtype, shape=onnx_ir.Shape(tensor.shape), name=name)
     array = raw.view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
     return onnx_ir.Tensor(array, dtype=tensor.dtype, name=name)
 

@@ -52,7 +52,8 @@ def pack(codes: Array) -> Array:
     """Codes below 16, uint8 ``[n, k]``, two a byte: ``[n, ceil(k / 2)]``, the first of a pair in the low half."""
     if codes.shape[1] % 2:
         codes = np.pad(codes, ((0, 0), (0, 1)))
-    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+    packed: Array = codes[:, 0::2] | (codes[:, 1::2] << 4)
+    return packed
 
 
 def quantize(

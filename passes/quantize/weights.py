@@ -87,9 +87,7 @@ class Quantize(Pass):
         outcome, totals = Outcome(), _Totals()
         targets = find(graph)
         base = self.resolved
-        plan = _Plan(
-            selectors.parse_all(self.include), selectors.parse_all(self.exclude), self._overrides(base), base
-        )
+        plan = _Plan(selectors.parse_all(self.include), selectors.parse_all(self.exclude), self._overrides(base), base)
         candidates = [node for weight in targets.weights for node in weight.users]
         candidates += [node for node, _ in targets.others]
         plan.check(candidates)
@@ -222,7 +220,12 @@ def _rewrite(edit: Editor, weight: Weight, scheme: Scheme, order: Mapping[onnx_i
         edit.initializer(zeros, f"{name}.zero_points"),
     ]
     new = edit.op(
-        "DequantizeLinear", inputs, attributes, dtype=tensor.dtype, shape=tensor.shape.numpy(), hint=f"{name}.dequantize"
+        "DequantizeLinear",
+        inputs,
+        attributes,
+        dtype=tensor.dtype,
+        shape=tensor.shape.numpy(),
+        hint=f"{name}.dequantize",
     )
     for node, index in weight.readers:
         node.replace_input_with(index, new)
@@ -287,11 +290,7 @@ def _tensors(
         assert array is not None
         return _small(arranged(array, scale_shape), small)
 
-    zeros: onnx_ir.TensorProtocol
-    if scheme.symmetric:
-        zeros = _middle(small, scale_shape)
-    else:
-        zeros = lazy(zero_points, small, scale_shape)
+    zeros = _middle(small, scale_shape) if scheme.symmetric else lazy(zero_points, small, scale_shape)
     return lazy(codes, small, shape), lazy(scales, tensor.dtype, scale_shape), zeros
 
 
