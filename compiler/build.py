@@ -22,7 +22,7 @@ from ..ir.remarks import Remark
 from ..ir.signature import Signature
 from ..passes.base import Context, Pass
 from ..passes.spec import Passes, check_order, format_pass, implied, parse
-from .artifact import MODEL_FILE, Manifest, data_file, record, stamp
+from .artifact import MANIFEST_KEY, MODEL_FILE, REPORT_KEY, Manifest, data_file, record, stamp
 from .cache import Cache, cacheable, digest_graph, digest_path, key_of, open_cache
 from .inputs import Calibration, made_up
 from .measure import measure, node_count, weight_count
@@ -227,6 +227,8 @@ def _compile(
         if how.verify != "off":
             _verify_lowered(graph, records)
     path = folder / MODEL_FILE
+    for name in (MANIFEST_KEY, REPORT_KEY):  # of a model that was compiled before and loaded with onnx
+        graph.metadata_props.pop(name, None)
     with _timed(seconds, "writing"):
         write(graph, path, progress=progress)
         with writing(folder):
