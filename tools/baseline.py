@@ -89,7 +89,7 @@ def export_decoder(model: torch.nn.Module, path: Path) -> dict[str, float]:
     started = time.perf_counter()
     with torch.no_grad():
         torch.onnx.export(
-            DecoderWithCache(model),
+            DecoderWithCache(model).eval(),
             example(config),
             str(path),
             dynamo=True,

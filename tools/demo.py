@@ -90,7 +90,7 @@ def answers(source: Path, folders: dict[str, Path], tokens: int, console: Any) -
     return texts
 
 
-def show(result: Any, perplexity: dict[str, float], source: Path, console: Any) -> None:
+def show(result: Any, perplexity: dict[str, float], console: Any) -> None:
     """The before/after table."""
     from rich.table import Table
 
@@ -137,7 +137,7 @@ def run(work: Path, windows: int, tokens: int) -> None:
     folders = compile_both(source, work, console)
     result = measure(folders, console)
     perplexity = perplexities(source, folders, windows, console)
-    show(result, perplexity, source, console)
+    show(result, perplexity, console)
     texts = answers(source, folders, tokens, console)
     console.print(f"\n[bold]{QUESTION}[/bold]")
     for name, text in texts.items():
