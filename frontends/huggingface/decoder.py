@@ -118,8 +118,8 @@ def output_names(layers: int) -> list[str]:
 
 def export_decoder(
     model: torch.nn.Module, shapes: Sequence[CacheShape], dtype: torch.dtype
-) -> torch.export.ExportedProgram:
-    """The decoder as ``torch.export`` sees it, with dynamic ``batch``, ``sequence`` and ``past``.
+) -> tuple[torch.export.ExportedProgram, Any]:
+    """The decoder as ``torch.export`` sees it, and its dynamic shapes: ``batch``, ``sequence`` and ``past``.
 
     Args:
         model: causal language model on the ``meta`` device.
@@ -137,17 +137,14 @@ def export_decoder(
         for shape in shapes
     ]
     of_batch, of_sequence, of_past = (torch.export.Dim(name) for name in ("batch", "sequence", "past"))
+    dynamic_shapes = (
+        {0: of_batch, 1: of_sequence},
+        {0: of_batch, 1: torch.export.Dim.DYNAMIC},  # past + sequence, which Dim cannot say
+        {0: of_batch, 1: of_sequence},
+        [[{0: of_batch, 2: of_past}, {0: of_batch, 2: of_past}] for _ in shapes],
+    )
+    inputs = (ids, attention_mask, torch.zeros_like(ids), cache)
     with torch.no_grad():
-        program = torch.export.export(
-            Decoder(model),
-            (ids, attention_mask, torch.zeros_like(ids), cache),
-            dynamic_shapes=(
-                {0: of_batch, 1: of_sequence},
-                {0: of_batch, 1: torch.export.Dim.DYNAMIC},  # past + sequence, which Dim cannot say
-                {0: of_batch, 1: of_sequence},
-                [[{0: of_batch, 2: of_past}, {0: of_batch, 2: of_past}] for _ in shapes],
-            ),
-            strict=False,
-        )
+        program = torch.export.export(Decoder(model), inputs, dynamic_shapes=dynamic_shapes, strict=False)
     as_standard_operator(program)
-    return program
+    return program, dynamic_shapes

@@ -11,6 +11,7 @@ import onnx_ir
 import torch
 
 from ...ir.errors import ModelError, OptionError, nearest
+from ...ir.graph import MODULE
 from ...ir.remarks import Remark
 from ...ir.signature import DecoderSpec, NamedSignature, TensorSpec
 from ..imported import Imported
@@ -27,6 +28,7 @@ COMPANIONS = (
 )  # fmt: skip
 """Files of a folder that whoever runs the model needs besides its weights."""
 
+_WRAPPED = "model."
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -106,18 +108,20 @@ def import_checkpoint(
     spec = None
     if is_causal_lm(cls):
         shapes = decoder.cache_shapes(model)
-        program = decoder.export_decoder(model, shapes, element)
+        program, dynamic_shapes = decoder.export_decoder(model, shapes, element)
         inputs, outputs = decoder.input_names(len(shapes)), decoder.output_names(len(shapes))
         spec = _decoder_spec(config, shapes, end_tokens, element)
         if not decoder.takes_positions(model):
             remarks.append(Remark("skipped", "", f"{cls.__name__} takes no positions: position_ids has no effect"))
     else:
         natural = forward.natural_inputs(model, element)
-        program, outputs = forward.export_forward(model, natural)
+        program, dynamic_shapes, outputs = forward.export_forward(model, natural)
         inputs = list(natural)
-    imported = import_exported(program, weights={f"model.{name}": tensor for name, tensor in weights.items()})
+    given = {f"{_WRAPPED}{name}": tensor for name, tensor in weights.items()}
+    imported = import_exported(program, dynamic_shapes=dynamic_shapes, weights=given)
     graph = imported.graph
     _rename(graph, inputs, outputs)
+    _strip(graph)
     if spec is not None:
         _name_total(graph)
     return Imported(
@@ -177,6 +181,19 @@ def _rename(graph: onnx_ir.Model, inputs: list[str], outputs: list[str]) -> None
         value.name = name
     for value, name in zip(graph.graph.outputs, outputs, strict=True):
         value.name = name
+
+
+def _strip(graph: onnx_ir.Model) -> None:
+    """Names of weights and module paths as the user knows them, without the function that was traced around."""
+    for node in graph.graph:
+        path = node.metadata_props.get(MODULE)
+        if path is not None:
+            node.metadata_props[MODULE] = "" if f"{path}." == _WRAPPED else path.removeprefix(_WRAPPED)
+    taken = {name for name in graph.graph.initializers if name is not None}
+    for value in list(graph.graph.initializers.values()):
+        name = (value.name or "").removeprefix(_WRAPPED)
+        if name not in taken:
+            value.name = name
 
 
 def _name_total(graph: onnx_ir.Model) -> None:

@@ -86,8 +86,8 @@ def natural_inputs(model: Any, dtype: torch.dtype) -> dict[str, Natural]:
     return chosen
 
 
-def export_forward(model: Any, inputs: Mapping[str, Natural]) -> tuple[torch.export.ExportedProgram, list[str]]:
-    """The model as ``torch.export`` sees it, and the names of its outputs.
+def export_forward(model: Any, inputs: Mapping[str, Natural]) -> tuple[torch.export.ExportedProgram, Any, list[str]]:
+    """The model as ``torch.export`` sees it, its dynamic shapes, and the names of its outputs.
 
     Args:
         model: on the ``meta`` device.
@@ -102,4 +102,4 @@ def export_forward(model: Any, inputs: Mapping[str, Natural]) -> tuple[torch.exp
             Forward(model, list(inputs), outputs), (values,), dynamic_shapes=(dynamic,), strict=False
         )
     as_standard_operator(program)
-    return program, outputs
+    return program, (dynamic,), outputs
