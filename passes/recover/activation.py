@@ -46,6 +46,10 @@ def _gelu(site: Site, node: onnx_ir.Node) -> None:
         for x in sources:
             output = _product(bracket, x, 0.5 / weight)
             if output is not None and same_rank(output, x):
+                reason = site.unsupported("Gelu", x.dtype)
+                if reason is not None:
+                    site.missed(node, "Gelu", reason)
+                    break
                 anchor = output.producer()
                 assert anchor is not None
                 edit = site.edit("gelu(x)", anchor, [node, *origin_of(output)])

@@ -28,7 +28,7 @@ def halve(edit: Editor, value: onnx_ir.Value, interleaved: bool) -> onnx_ir.Valu
     node = value.producer()
     if node is None or not node.inputs or node.inputs[0] is None or rank(value) is None:
         return None
-    doubled = _doubled(node, interleaved)
+    doubled = _doubled(edit, node, interleaved)
     if doubled is not None:
         return doubled
     if is_op(node, *_BINARY):
@@ -65,7 +65,7 @@ def _again(edit: Editor, node: onnx_ir.Node, inputs: list[onnx_ir.Value | None])
     return edit.op(node.op_type, inputs, attributes, dtype=node.outputs[0].dtype)
 
 
-def _doubled(node: onnx_ir.Node, interleaved: bool) -> onnx_ir.Value | None:
+def _doubled(edit: Editor, node: onnx_ir.Node, interleaved: bool) -> onnx_ir.Value | None:
     """What ``node`` holds twice along its last axis."""
     source = node.inputs[0]
     assert source is not None
@@ -74,24 +74,26 @@ def _doubled(node: onnx_ir.Node, interleaved: bool) -> onnx_ir.Value | None:
             return None
         a, b = node.inputs
         return strip(a) if a is not None and b is not None and strip(a) is strip(b) else None
-    if is_op(node, "Reshape"):
-        # repeat_interleave: each element beside its copy on a new last axis, then both axes become one.
-        tiled = producer(strip(source), "Tile", "Expand")
-        stacked = None if tiled is None or tiled.inputs[0] is None else producer(strip(tiled.inputs[0]), "Unsqueeze")
-        size = rank(source)
-        if tiled is None or stacked is None or size is None or rank(node.outputs[0]) != size - 1:
-            return None
-        repeats = ints(tiled.inputs[1])
-        shape = dims(tiled.inputs[0])
-        inner = stacked.inputs[0]
-        if repeats is None or shape is None or shape[-1] != 1 or inner is None:
-            return None
-        if repeats[-1] != 2 or any(r != 1 for r in repeats[:-1]):
-            return None
-        return inner if rank(inner) == size - 1 else None
-    if is_op(node, "Concat") and len(node.inputs) == 2:
+    if not is_op(node, "Reshape"):
         return None
-    return None
+    # repeat_interleave: each element beside its copy on a new last axis, then both axes become one.
+    tiled = producer(strip(source), "Tile", "Expand")
+    stacked = None if tiled is None or tiled.inputs[0] is None else producer(strip(tiled.inputs[0]), "Unsqueeze")
+    size, shape, whole = rank(source), dims(source), dims(node.outputs[0])
+    if tiled is None or stacked is None or size is None or shape is None or whole is None or len(whole) != size - 1:
+        return None
+    repeats, inner = ints(tiled.inputs[1]), stacked.inputs[0]
+    axes = ints(stacked.inputs[1]) if len(stacked.inputs) > 1 else attribute(stacked, "axes")
+    if repeats is None or axes is None or inner is None or repeats[-1] != 2 or any(r != 1 for r in repeats[:-1]):
+        return None
+    axes = sorted(a % size for a in axes)
+    if axes[-1] != size - 1 or not (isinstance(whole[-1], int) and whole[-1] == 2 * _number(shape[-2])):
+        return None
+    return inner if len(axes) == 1 else edit.op("Unsqueeze", [inner, edit.ints(axes[:-1])], dtype=inner.dtype)
+
+
+def _number(dim: int | onnx_ir.SymbolicDim) -> int:
+    return dim if isinstance(dim, int) else 0
 
 
 def _keeps_last(node: onnx_ir.Node) -> bool:

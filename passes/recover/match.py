@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir
 
-from ...ir.graph import Graph, attribute, constant, dims, is_op, module_path, producer, rank, tensor_of
+from ...ir.graph import RULE, Graph, attribute, constant, dims, is_op, module_path, producer, rank, tensor_of
 from ...ir.rewrite import Editor
 from ..base import Context, Outcome
 
@@ -58,6 +58,12 @@ class Site:
     def missed(self, node: onnx_ir.Node, operator: str, reason: str) -> None:
         """Record that ``node`` looks like ``operator`` but is not replaced."""
         self.outcome.missed(module_path(node), f"{operator} not recovered: {reason}", operator=operator)
+
+    def sweep(self) -> None:
+        """Remove what recoveries computed and then did not need."""
+        if self.outcome.rewrites or self.outcome.remarks:
+            dead = [n for n in self.graph.graph if not any(v.uses() or v.is_graph_output() for v in n.outputs)]
+            Editor(self.graph, "recover", names=self._names).sweep(n for n in dead if RULE in n.metadata_props)
 
     def finish(self, edit: Editor, old: onnx_ir.Value, new: onnx_ir.Value, operator: str) -> None:
         """Let ``new`` take the place of ``old``, remove what became unused and count the recovery."""
@@ -127,12 +133,6 @@ def with_scalar(node: onnx_ir.Node | None, *op_types: str) -> tuple[onnx_ir.Valu
         return a, number
     number = scalar(a)
     return None if number is None else (b, number)
-
-
-def others(node: onnx_ir.Node, value: onnx_ir.Value) -> onnx_ir.Value | None:
-    """The operand of a binary node that is not ``value`` (``value`` itself if it is both)."""
-    a, b = node.inputs[0], node.inputs[1]
-    return b if a is value else a
 
 
 def users(value: onnx_ir.Value, *op_types: str) -> list[onnx_ir.Node]:

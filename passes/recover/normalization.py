@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir
 
 from ...ir.graph import attribute, constant, is_op, producer, rank
-from .match import Site, nodes, only_user, origin_of, others, reduced_axes, scalar, static_tail, strip, trailing, users
+from ...ir.rewrite import Editor
+from .match import Site, nodes, only_user, origin_of, reduced_axes, scalar, static_tail, strip, trailing, users
 from .match import with_scalar as number_of
 
 OPSETS = {"LayerNormalization": 17, "RMSNormalization": 23}
@@ -200,8 +201,9 @@ def _replace(site: Site, moment: _Moment, end: _End, epsilon: float) -> None:
         site.missed(moment.node, operator, "the size of the normalized axes is not known")
         return
     dtype = end.x.dtype
-    if dtype is None:
-        site.missed(moment.node, operator, "the element type is not known")
+    reason = site.unsupported(operator, dtype)
+    if dtype is None or reason is not None:
+        site.missed(moment.node, operator, reason or "the element type is not known")
         return
     anchor = end.output.producer()
     assert anchor is not None
@@ -228,10 +230,7 @@ def _replace(site: Site, moment: _Moment, end: _End, epsilon: float) -> None:
     site.finish(edit, end.output, new, operator)
 
 
-def _weight(edit: object, value: onnx_ir.Value, tail: tuple[int, ...]) -> onnx_ir.Value:
-    from ...ir.rewrite import Editor
-
-    assert isinstance(edit, Editor)
+def _weight(edit: Editor, value: onnx_ir.Value, tail: tuple[int, ...]) -> onnx_ir.Value:
     if rank(value) == len(tail):
         return value
     array = constant(value)
@@ -239,5 +238,3 @@ def _weight(edit: object, value: onnx_ir.Value, tail: tuple[int, ...]) -> onnx_i
         return edit.initializer(np.ascontiguousarray(array.reshape(tail)), f"{value.name}_flat")
     return edit.op("Reshape", [value, edit.ints(tail)], dtype=value.dtype, shape=tail)
 
-
-_ = others

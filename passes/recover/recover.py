@@ -39,6 +39,7 @@ class Recover(Pass):
         for part, wanted in parts.items():
             if wanted:
                 part(site)
+        site.sweep()
         if not site.outcome.changed:
             site.outcome.skipped("", "no decomposed operator was found")
         return site.outcome

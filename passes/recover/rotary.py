@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir
 
-from ...ir.graph import attribute, constant, dims, is_op, producer, rank
+from ...ir.graph import attribute, dims, is_op, producer, rank
 from ...ir.rewrite import Editor
 from ...ir.symbolic import same
 from .caches import halve
@@ -212,13 +212,19 @@ def _heads_first(cos: onnx_ir.Value) -> bool | None:
         axes = ints(node.inputs[1]) if len(node.inputs) > 1 else attribute(node, "axes")
         if axes is not None and len(axes) == 1:
             return {1: True, 2: False}.get(axes[0] % 4)
-    padded = [1] * (4 - len(shape)) + list(shape)
-    if padded[1] == 1:
+    if len(shape) == 2:
         return True
-    return False if padded[2] == 1 else None
+    if len(shape) == 3:
+        return True if shape[0] == 1 else None
+    if shape[1] == 1:
+        return True
+    return False if shape[2] == 1 else None
 
 
 def _half(edit: Editor, value: onnx_ir.Value, interleaved: bool, caches: _Caches) -> onnx_ir.Value | None:
+    before = producer(value, "Unsqueeze")
+    if before is not None and before.inputs[0] is not None and rank(before.inputs[0]) == 3:
+        value = strip(before.inputs[0])  # the axis of the heads, which the operator's caches lack
     key = (value, interleaved)
     if key not in caches.halves:
         caches.halves[key] = halve(edit, value, interleaved)
@@ -235,23 +241,19 @@ def _cache(edit: Editor, half: onnx_ir.Value, x: onnx_ir.Value, heads_first: boo
     key = (half, heads_first, str(batch), str(sequence)) if known else (half, heads_first, x)
     if key in caches.ready:
         return caches.ready[key]
-    flat, size = half, rank(half)
-    before = producer(half, "Unsqueeze")
-    if size == 4 and before is not None and before.inputs[0] is not None and rank(before.inputs[0]) == 3:
-        flat = before.inputs[0]
-    elif size == 4:
+    flat = half
+    if rank(half) == 4:
         flat = edit.op("Squeeze", [half, edit.ints([3 - axis])], dtype=half.dtype)
-    elif size == 3 and not heads_first:
-        flat = edit.op("Squeeze", [half, edit.ints([1])], dtype=half.dtype)
-        size = 2
-    if size == 2:
+    elif rank(half) == 2:
         flat = edit.op("Unsqueeze", [flat, edit.ints([0])], dtype=half.dtype)
     have = dims(flat)
     if have is None or not (same(have[0], batch) and same(have[1], sequence)):
         # The kernel wants a row of cosines for each row of x.
-        sizes = edit.op("Shape", [x])
-        target = edit.op("Gather", [sizes, edit.ints([0, axis])], {"axis": 0})
-        target = edit.op("Concat", [target, edit.ints([1])], {"axis": 0})
+        wanted = ("sizes", *key[1:])
+        if wanted not in caches.ready:
+            sizes = edit.op("Gather", [edit.op("Shape", [x]), edit.ints([0, axis])], {"axis": 0})
+            caches.ready[wanted] = edit.op("Concat", [sizes, edit.ints([1])], {"axis": 0})
+        target = caches.ready[wanted]
         flat = edit.op("Expand", [flat, target], dtype=half.dtype, shape=[batch, sequence, have[2] if have else None])
     caches.ready[key] = flat
     return flat
@@ -274,5 +276,3 @@ def _widened(found: _Rotation, size: int) -> tuple[onnx_ir.Value, onnx_ir.Value,
             return concat.outputs[0], part[0], size
     return found.output, found.x, 0
 
-
-_ = constant
