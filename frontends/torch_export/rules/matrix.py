@@ -1,0 +1,94 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+from onnx_ir import DataType, Value
+
+from ..builder import Builder, Number, dims, rank
+from ..dtypes import is_float
+from ..expressions import Dim
+from ..registry import rule
+from .elementwise import binary
+
+
+@rule("aten.linear.default")
+def linear(b: Builder, x: Value, weight: Value, bias: Value | None = None) -> Value:
+    weight_t = b.op("Transpose", weight, shape=dims(weight)[::-1], perm=[1, 0])
+    y = b.op("MatMul", x, weight_t, shape=b.shape)
+    return y if bias is None else b.op("Add", y, bias, shape=b.shape)
+
+
+def product(b: Builder, x: Value, y: Value) -> Value:
+    """A matrix product with the batch dimensions of the current result."""
+    return b.op("MatMul", x, y, shape=b.shape)
+
+
+@rule("aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.mv.default", "aten.dot.default")
+def matmul(b: Builder, x: Value, y: Value) -> Value:
+    return product(b, x, y)
+
+
+@rule("aten.addmm.default", "aten.baddbmm.default", "aten.addmv.default", "aten.addbmm.default")
+def addmm(b: Builder, bias: Value, x: Value, y: Value, beta: Number = 1, alpha: Number = 1) -> Value:
+    result = product(b, x, y)
+    if alpha != 1:
+        result = binary(b, "Mul", result, alpha)
+    if beta == 0:
+        return result
+    return b.op("Add", result, bias if beta == 1 else binary(b, "Mul", bias, beta), shape=b.shape)
+
+
+@rule("aten.outer.default", "aten.ger.default")
+def outer(b: Builder, x: Value, y: Value) -> Value:
+    column = b.op("Unsqueeze", x, b.ints([1]), shape=[*dims(x), 1])
+    return binary(b, "Mul", column, y)
+
+
+@rule("aten.einsum.default")
+def einsum(b: Builder, equation: str, tensors: list[Value], path: list[int] | None = None) -> Value:
+    equation = equation.replace(" ", "")
+    if any(not is_float(t.dtype) for t in tensors):
+        raise b.unsupported("einsum of integers has no kernel")
+    return b.op("Einsum", *tensors, shape=b.shape, equation=equation)
+
+
+@rule("aten.cdist.default", "aten._cdist_forward.default")
+def cdist(b: Builder, x: Value, y: Value, p: float = 2.0, compute_mode: int | None = None) -> Value:
+    left = b.op("Unsqueeze", x, b.ints([-2]), shape=[*dims(x)[:-1], 1, dims(x)[-1]])
+    right = b.op("Unsqueeze", y, b.ints([-3]), shape=[*dims(y)[:-2], 1, *dims(y)[-2:]])
+    if p not in (1.0, 2.0):
+        raise b.unsupported(f"cdist with p = {p}")
+    difference = b.op("Sub", left, right)
+    return b.op("ReduceL1" if p == 1 else "ReduceL2", difference, b.ints([-1]), shape=b.shape, keepdims=0)
+
+
+@rule("transformers.grouped_mm_fallback.default", "aten._grouped_mm.default")
+def grouped_mm(
+    b: Builder, x: Value, weight: Value, offs: Value, bias: Value | None = None, out_dtype: object = None
+) -> Value:
+    """Rows sorted by group, each group times its own matrix.
+
+    Args:
+        b: the builder.
+        x: [rows, K].
+        weight: [groups, K, N].
+        offs: [groups], the end of each group among the rows.
+        bias: unused by the models that call this.
+        out_dtype: ignored: the result has the type that torch found.
+    """
+    if rank(x) != 2 or rank(weight) != 3 or bias is not None:
+        raise b.unsupported("a grouped product other than [rows, K] × [groups, K, N]")
+    groups, inner, width = (int(d) for d in dims(weight))
+    ends = b.cast(offs, DataType.INT64)
+    parts = []
+    start = b.ints([0])
+    for group in range(groups):
+        end = b.op("Slice", ends, b.ints([group]), b.ints([group + 1]), b.ints([0]), shape=[1])
+        rows: Dim = b.dimensions.unknown()
+        block = b.op("Slice", x, start, end, b.ints([0]), shape=[rows, inner])
+        matrix = b.op("Gather", weight, b.ints(group), shape=[inner, width], axis=0)
+        parts.append(b.op("MatMul", block, matrix, shape=[rows, width]))
+        start = end
+    return b.op("Concat", *parts, shape=b.shape, axis=0)
+
+

@@ -1,0 +1,156 @@
+"""Normalization and softmax."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from onnx_ir import DataType, Value
+
+from ..builder import Builder, dims, rank
+from ..registry import rule
+
+
+def _ones(b: Builder, shape: list[int], dtype: DataType | None) -> Value:
+    assert dtype is not None
+    return b.constant(np.ones(shape).astype(dtype.numpy()), "ones")
+
+
+@rule("aten.layer_norm.default")
+def layer_norm(
+    b: Builder,
+    x: Value,
+    normalized_shape: list[int],
+    weight: Value | None = None,
+    bias: Value | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Value:
+    weight = weight if weight is not None else _ones(b, list(normalized_shape), x.dtype)
+    inputs = [x, weight] if bias is None else [x, weight, bias]
+    return b.op("LayerNormalization", *inputs, shape=dims(x), axis=-len(normalized_shape), epsilon=float(eps))
+
+
+@rule("aten.rms_norm.default")
+def rms_norm(
+    b: Builder, x: Value, normalized_shape: list[int], weight: Value | None = None, eps: float | None = None
+) -> Value:
+    weight = weight if weight is not None else _ones(b, list(normalized_shape), x.dtype)
+    epsilon = torch.finfo(b.meta.dtype).eps if eps is None else eps
+    return b.op("RMSNormalization", x, weight, shape=dims(x), axis=-len(normalized_shape), epsilon=float(epsilon))
+
+
+@rule("aten.batch_norm.default")
+def batch_norm(
+    b: Builder,
+    x: Value,
+    weight: Value | None,
+    bias: Value | None,
+    running_mean: Value | None,
+    running_var: Value | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = True,
+) -> Value:
+    if training or running_mean is None or running_var is None:
+        raise b.unsupported("batch normalization is in training mode; call model.eval() before compiling")
+    channels = int(dims(running_mean)[0])
+    weight = weight if weight is not None else _ones(b, [channels], running_mean.dtype)
+    if bias is None:
+        bias = b.constant(np.zeros(channels, running_mean.dtype.numpy()), "zeros")  # type: ignore[union-attr]
+    return b.op(
+        "BatchNormalization", x, weight, bias, running_mean, running_var, shape=dims(x), epsilon=float(eps)
+    )  # fmt: skip
+
+
+@rule("aten.instance_norm.default")
+def instance_norm(
+    b: Builder,
+    x: Value,
+    weight: Value | None,
+    bias: Value | None,
+    running_mean: Value | None,
+    running_var: Value | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = True,
+) -> Value:
+    if not use_input_stats:
+        return batch_norm(b, x, weight, bias, running_mean, running_var, False, momentum, eps)
+    channels = int(dims(x)[1])
+    weight = weight if weight is not None else _ones(b, [channels], x.dtype)
+    if bias is None:
+        bias = b.constant(np.zeros(channels, x.dtype.numpy()), "zeros")  # type: ignore[union-attr]
+    return b.op("InstanceNormalization", x, weight, bias, shape=dims(x), epsilon=float(eps))
+
+
+@rule("aten.group_norm.default")
+def group_norm(
+    b: Builder,
+    x: Value,
+    num_groups: int,
+    weight: Value | None = None,
+    bias: Value | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Value:
+    # ONNX Runtime has no CPU kernel for GroupNormalization: normalize each group as one channel, then scale.
+    groups, channels = num_groups, int(dims(x)[1])
+    grouped = [dims(x)[0], groups, b.dimensions.unknown()]
+    flat = b.op("Reshape", x, b.ints([0, groups, -1]), shape=grouped)
+    zeros = b.constant(np.zeros(groups, x.dtype.numpy()), "zeros")  # type: ignore[union-attr]
+    normal = b.op(
+        "InstanceNormalization", flat, _ones(b, [groups], x.dtype), zeros, shape=grouped, epsilon=float(eps)
+    )  # fmt: skip
+    y = b.op("Reshape", normal, b.op("Shape", x, dtype=DataType.INT64, shape=[rank(x)]), shape=dims(x))
+    column = [channels, *[1] * (rank(x) - 2)]
+    if weight is not None:
+        y = b.op("Mul", y, b.op("Reshape", weight, b.ints(column), shape=column))
+    if bias is not None:
+        y = b.op("Add", y, b.op("Reshape", bias, b.ints(column), shape=column))
+    return y
+
+
+@rule("aten.softmax.int", "aten._softmax.default", "aten.special_softmax.int", "aten._safe_softmax.default")
+def softmax(b: Builder, x: Value, dim: int, dtype: torch.dtype | bool | None = None) -> Value:
+    return b.op("Softmax", b.cast(x, b.dtype), axis=dim)
+
+
+@rule("aten.log_softmax.int", "aten._log_softmax.default")
+def log_softmax(b: Builder, x: Value, dim: int, dtype: torch.dtype | bool | None = None) -> Value:
+    return b.op("LogSoftmax", b.cast(x, b.dtype), axis=dim)
+
+
+@rule("aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim")
+def vector_norm(
+    b: Builder,
+    x: Value,
+    ord: float | None = 2,
+    dim: list[int] | int | None = None,
+    keepdim: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Value:
+    x = b.cast(x, b.dtype)
+    axes = None if dim is None else b.ints([dim] if isinstance(dim, int) else list(dim))
+    if dim is not None and not isinstance(dim, int) and not dim:
+        axes = None
+    known = {1: "ReduceL1", 2: "ReduceL2"}
+    order = 2 if ord is None else ord
+    if order in known:
+        return b.op(known[int(order)], x, axes, shape=b.shape, keepdims=int(keepdim))
+    magnitude = b.op("Abs", x)
+    if math.isinf(order):
+        return b.op("ReduceMax" if order > 0 else "ReduceMin", magnitude, axes, shape=b.shape, keepdims=int(keepdim))
+    total = b.op("ReduceSum", b.op("Pow", magnitude, b.scalar(float(order), x.dtype)), axes, shape=b.shape,
+                 keepdims=int(keepdim))  # fmt: skip
+    return b.op("Pow", total, b.scalar(1 / float(order), x.dtype))
+
+
+@rule("aten.norm.Scalar")
+def norm_all(b: Builder, x: Value, p: float = 2) -> Value:
+    return vector_norm(b, x, p)
+
+
