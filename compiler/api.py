@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..ir.errors import OptionError
 from ..passes.spec import Passes
 from .build import Built, build, recipe
 from .model import CompiledModel
@@ -50,6 +51,8 @@ def compile(
     Raises:
         BurnishError: what was wrong, where, and what to do; see :mod:`burnish.ir.errors` for the kinds.
     """
+    if threads is not None and threads < 1:
+        raise OptionError(f"threads={threads} is not a number of threads", where="threads=", fix="pass 1 or more")
     how = recipe(passes, backend=backend, verify=verify, calibration=calibration)
     with terminal_progress(progress) as show:
         built = build(Source(model, example_inputs, dynamic_shapes), how, cache=cache, progress=show)

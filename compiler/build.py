@@ -17,7 +17,16 @@ import onnxruntime
 from ..backends.onnxruntime.lower import TARGETS, lower
 from ..backends.onnxruntime.writer import write
 from ..frontends.imported import Imported
-from ..ir.errors import ArtifactError, OptionError, OutputError, PassError, UnsupportedError, VerificationError, nearest
+from ..ir.errors import (
+    ArtifactError,
+    BurnishError,
+    OptionError,
+    OutputError,
+    PassError,
+    UnsupportedError,
+    VerificationError,
+    nearest,
+)
 from ..ir.remarks import Remark
 from ..ir.signature import Signature
 from ..passes.base import Context, Pass
@@ -136,7 +145,7 @@ def build(
             digest = digest_path(source.path)
         else:
             with _timed(seconds, "import"):
-                imported = source.load()
+                imported = _load(source)
             digest = digest_graph(imported.graph, imported.signature)
         key = key_of(
             digest, how.passes, [how.target, how.verify, repr(source.example) if how.verify == "numerics" else ""]
@@ -147,12 +156,14 @@ def build(
     if imported is None:
         progress(0, 0, f"importing {source.name}")
         with _timed(seconds, "import"):
-            imported = source.load()
+            imported = _load(source)
     folder = _workspace(store, workspace)
     try:
         built = _compile(source, imported, how, folder, seconds, remarks, progress)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, BurnishError) and (better := source.explain(error)) is not error:
+            raise better from error
         raise
     if store is not None:
         _keep(store, key, built)
@@ -162,6 +173,15 @@ def build(
 def replace_signature(built: Built, imported: Imported | None) -> Built:
     """The entry of the cache, called in the way of the model at hand."""
     return built if imported is None else replace(built, signature=imported.signature)
+
+
+def _load(source: Source) -> Imported:
+    try:
+        return source.load()
+    except BurnishError as error:
+        if (better := source.explain(error)) is not error:
+            raise better from error
+        raise
 
 
 def _workspace(store: Cache | None, parent: Path | None) -> Path:
@@ -237,6 +257,8 @@ def _compile(
                     (folder / name).write_bytes(content)
                 else:
                     shutil.copyfile(content, folder / name)
+    if calibration is not None and not calibration.read:
+        remarks.append(Remark("skipped", "", "the calibration inputs were not read: no pass or check asked for them"))
     sizes = measure(path)
     error = numerics.compare(path) if numerics is not None else None
     versions = _versions()

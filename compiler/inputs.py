@@ -57,9 +57,10 @@ class Calibration:
         # An iterator could be read only once, by the first pass that asks.
         self._items: Iterable[Any] = list(items) if isinstance(items, Iterator) else items
         self._signature = signature
+        self.read = False
 
     def __iter__(self) -> Iterator[Feeds]:
-        empty = True
+        self.read, empty = True, True
         for index, item in enumerate(self._items):
             empty = False
             args, kwargs = arguments(item)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..ir.errors import ArtifactError, BurnishError, UnsupportedError
+from ..ir.errors import ArtifactError, UnsupportedError
 from ..ir.signature import DecoderSpec, Signature, TensorSpec
 from .artifact import Manifest, check_files
 from .report import Report
@@ -114,12 +114,7 @@ class CompiledModel:
         if not self._path.exists():
             raise ArtifactError("the compiled files are gone", where=str(self._path), fix="compile the model again")
         check_files(self._path, self._manifest)
-        try:
-            return Session(self._path, threads=self._threads)
-        except ArtifactError:
-            raise
-        except BurnishError as error:
-            raise ArtifactError(error.what, where=error.where or str(self._path), fix=error.fix) from error
+        return Session(self._path, threads=self._threads)
 
     @property
     def report(self) -> Report:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import inspect
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..frontends.imported import Imported
-from ..ir.errors import InputError, ModelError, OptionError, UnsupportedError
+from ..ir.errors import (
+    ArtifactError,
+    BurnishError,
+    InputError,
+    ModelError,
+    OptionError,
+    UnsupportedError,
+    VerificationError,
+)
 from .artifact import MANIFEST_FILE, MANIFEST_KEY
 from .inputs import arguments
 from .wire import read_header
@@ -38,6 +50,7 @@ class Source:
         self.path: Path | None = None
         self._args, self._kwargs = arguments(example_inputs)
         self._dynamic_shapes = dynamic_shapes
+        self._module: Any = None
         self._import: Callable[[], Imported]
         if isinstance(model, str | os.PathLike):
             self.path = Path(model)
@@ -56,7 +69,7 @@ class Source:
     @property
     def traced(self) -> bool:
         """Whether the model is an nn.Module, which is traced on the example inputs."""
-        return getattr(self, "_traced", False)
+        return self._module is not None
 
     @property
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -66,6 +79,30 @@ class Source:
     def load(self) -> Imported:
         """The model as a graph."""
         return self._import()
+
+    def explain(self, error: BurnishError) -> BurnishError:
+        """The error that helps the user: a module that fails on the example inputs by itself has been given wrong ones."""
+        if not self._module or not isinstance(error, ModelError | UnsupportedError | VerificationError):
+            return error
+        import torch
+
+        try:
+            model, args, kwargs = copy.deepcopy((self._module, self._args, self._kwargs))  # the call may change them
+        except Exception:  # whatever cannot be copied
+            return error
+        try:
+            with torch.no_grad():
+                model(*args, **kwargs)
+        except Exception as reason:  # whatever the user's model raises
+            return InputError(
+                f"the model does not run on the example inputs: {type(reason).__name__}: {_first_line(reason)}",
+                where=f"example_inputs= of {self.name}",
+                fix="pass inputs that model(*example_inputs) takes",
+            )
+        if error.fix is None:
+            fix = "change the model so that torch.export.export(model, args) traces it"
+            return type(error)(error.what, where=error.where, fix=fix)
+        return error
 
     def _from_path(self, path: Path) -> Callable[[], Imported]:
         if not path.exists():
@@ -119,7 +156,7 @@ class Source:
                     "TorchScript modules cannot be compiled", where=self.name, fix="pass the nn.Module it was made from"
                 )
             if isinstance(model, torch.nn.Module):
-                self._traced = True
+                self._module = model
                 _check_module(model)
                 self._check_example()
                 return lambda: _module(model, self._args, self._kwargs, self._dynamic_shapes)
@@ -145,6 +182,15 @@ class Source:
                 where=f"example_inputs= of {self.name}",
                 fix='pass a tuple of tensors, or a mapping such as {"input_ids": ids}',
             )
+        try:
+            inspect.signature(self._module.forward).bind(*self._args, **self._kwargs)
+        except TypeError as error:
+            takes = ", ".join(inspect.signature(self._module.forward).parameters)
+            raise InputError(
+                f"the example inputs do not fit the model: {error}",
+                where=f"example_inputs= of {self.name}",
+                fix=f"forward takes {takes}" if takes else "forward takes nothing",
+            ) from error
         for where, value in _tensors(self._args, self._kwargs):
             if value.device.type != "cpu":
                 raise InputError(
@@ -189,20 +235,44 @@ def _check_module(model: Any) -> None:
 def _module(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> Imported:
     from ..frontends.torch_module import import_module
 
-    return import_module(model, args, kwargs, dynamic_shapes)
+    with _quiet_torch():
+        return import_module(model, args, kwargs, dynamic_shapes)
+
+
+@contextlib.contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Hold torch's log back: what goes wrong is told once, in the error."""
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    handlers = logging.getLogger("torch").handlers[:]
+    for handler in handlers:
+        handler.addFilter(drop)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(drop)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def _exported(program: Any) -> Imported:
     from ..frontends.torch_module import import_exported
 
-    return import_exported(program)
+    with _quiet_torch():
+        return import_exported(program)
 
 
 def _exported_file(path: Path) -> Imported:
     import torch
 
     try:
-        program = torch.export.load(path)
+        with _quiet_torch():
+            program = torch.export.load(path)
     except Exception as error:  # torch names no error for a damaged file
         raise ModelError(
             f"the file is not an exported program ({type(error).__name__})", where=str(path), fix="export it again"
@@ -219,8 +289,6 @@ def _onnx(model: Any) -> Imported:
 
 
 def _refuse_compiled(path: Path) -> None:
-    from ..ir.errors import ArtifactError
-
     try:
         metadata = read_header(path).metadata
     except ArtifactError as error:

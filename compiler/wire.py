@@ -66,7 +66,7 @@ def read_header(path: Path) -> Header:
 
 
 def append_metadata(path: Path, metadata: Mapping[str, str]) -> None:
-    """Add metadata entries to an ONNX file in place. None may be there already: ``onnx.checker`` refuses two of one key."""
+    """Add metadata entries to an ONNX file in place; none may be there already (``onnx.checker`` refuses two)."""
     with path.open("ab") as file:
         for key, value in metadata.items():
             entry = _field(1, key.encode()) + _field(2, value.encode())

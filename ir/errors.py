@@ -68,10 +68,18 @@ class ArtifactError(BurnishError):
     """A saved model cannot be run here: damaged, or made for another version."""
 
 
+LISTED = 40
+"""How many known names a message lists."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that offers the known names nearest to ``name``."""
     names = sorted(known)
     close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    if len(names) > LISTED:
+        listed = f"{', '.join(names[:LISTED])} and {len(names) - LISTED} more"
+    else:
+        listed = ", ".join(names)
     if close:
-        return f"did you mean {close[0]!r}? Known: {', '.join(names)}"
-    return f"known: {', '.join(names)}"
+        return f"did you mean {close[0]!r}? Known: {listed}"
+    return f"known: {listed}"

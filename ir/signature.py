@@ -59,17 +59,31 @@ class NamedSignature:
         """
         names = [spec.name for spec in self.inputs]
         if len(args) > len(names):
-            raise InputError(f"{len(args)} inputs given, the model takes {len(names)}", fix=f"pass {', '.join(names)}")
+            raise InputError(
+                f"{len(args)} inputs given, the model takes {len(names)}",
+                where="the call of the model",
+                fix=f"pass {', '.join(names)}",
+            )
         feeds = dict(zip(names, args, strict=False))
         for name, value in kwargs.items():
             if name in feeds:
-                raise InputError(f"input {name!r} is given twice", fix="pass it by position or by name")
+                raise InputError(
+                    f"input {name!r} is given twice",
+                    where="the call of the model",
+                    fix="pass it by position or by name",
+                )
             if name not in names:
-                raise InputError(f"the model has no input {name!r}", fix=nearest(name, names))
+                raise InputError(
+                    f"the model has no input {name!r}", where="the call of the model", fix=nearest(name, names)
+                )
             feeds[name] = value
         missing = [name for name in names if name not in feeds]
         if missing:
-            raise InputError(f"input {', '.join(map(repr, missing))} is missing", fix=f"pass {', '.join(names)}")
+            raise InputError(
+                f"input {', '.join(map(repr, missing))} is missing",
+                where="the call of the model",
+                fix=f"pass {', '.join(names)}",
+            )
         symbols: dict[str, tuple[int, str]] = {}
         return {spec.name: check_input(spec, feeds[spec.name], symbols) for spec in self.inputs}
 
@@ -133,18 +147,21 @@ def check_input(spec: TensorSpec, value: Any, symbols: dict[str, tuple[int, str]
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"input {spec.name!r} is a {type(value).__name__}, the model takes a tensor",
+                where=f"input {spec.name!r}",
                 fix=f"pass a NumPy array or torch tensor of type {spec.dtype}",
             ) from error
     device = getattr(value, "device", None)
     if device is not None and str(getattr(device, "type", device)) != "cpu":
         raise InputError(
             f"input {spec.name!r} is on device {str(device)!r}, the model runs on the CPU",
+            where=f"input {spec.name!r}",
             fix="pass value.cpu()",
         )
     given = dtype_name(value)
     if given != spec.dtype:
         raise InputError(
             f"input {spec.name!r} has element type {given}, the model takes {spec.dtype}",
+            where=f"input {spec.name!r}",
             fix=f"convert it to {_NUMPY_NAMES.get(spec.dtype, spec.dtype.lower())}",
         )
     if spec.shape is None:
@@ -152,7 +169,9 @@ def check_input(spec: TensorSpec, value: Any, symbols: dict[str, tuple[int, str]
     if len(value.shape) != len(spec.shape):
         raise InputError(
             f"input {spec.name!r} has {len(value.shape)} dimensions {tuple(value.shape)}, "
-            f"the model takes {len(spec.shape)}: ({', '.join(map(str, spec.shape))})"
+            f"the model takes {len(spec.shape)}: ({', '.join(map(str, spec.shape))})",
+            where=f"input {spec.name!r}",
+            fix="reshape it, or compile with inputs of this rank",
         )
     for axis, (want, have) in enumerate(zip(spec.shape, value.shape, strict=True)):
         where = f"dimension {axis} of input {spec.name!r}"
@@ -160,12 +179,17 @@ def check_input(spec: TensorSpec, value: Any, symbols: dict[str, tuple[int, str]
             if have != want:
                 raise InputError(
                     f"{where} is {have}, the model was compiled for exactly {want}",
+                    where=f"input {spec.name!r}",
                     fix="compile with dynamic_shapes= that names this dimension, or pass this size",
                 )
         elif want.isidentifier():
             size, first = symbols.setdefault(want, (int(have), where))
             if size != have:
-                raise InputError(f"{where} is {have}, but {want!r} is {size} in {first}; they must be equal")
+                raise InputError(
+                    f"{where} is {have}, but {want!r} is {size} in {first}; they must be equal",
+                    where=f"input {spec.name!r}",
+                    fix=f"pass inputs that agree in {want!r}",
+                )
     return value
 
 
