@@ -46,8 +46,8 @@ def infer(node: onnx_ir.Node, opset: int) -> None:
 def infer_graph(graph: Graph, *, strict: bool = False) -> list[str]:
     """Infer types and shapes of a whole graph and its ``If`` and ``Loop`` subgraphs, in place.
 
-    What a file says of inner values is corrected where inference knows better; what graph inputs and outputs declare
-    stays, unless it is impossible. A dimension of the main graph of which nothing is known gets a name of its own, so
+    What a file says of inner values is corrected where inference knows better; what graph inputs declare stays, and so
+    do names of output dimensions. A dimension of the main graph of which nothing is known gets a name of its own, so
     that the shapes computed from it can be followed.
 
     Args:
@@ -229,10 +229,17 @@ def _better(recorded: Dim, found: Dim, output: bool, roots: frozenset[str]) -> D
         return recorded
     if isinstance(found, int) or not known(recorded):
         return found
-    if isinstance(recorded, int) or output:
-        return found if contradict(recorded, found) else recorded
-    # Both are expressions: the one in terms of the sizes of the graph's inputs says more.
-    return found if symbols_of(found) <= roots or not symbols_of(recorded) <= roots else recorded
+    sure = symbols_of(found) <= roots
+    if isinstance(recorded, int):
+        # Files whose batch was made dynamic by hand often still say 1 inside.
+        return found if sure else recorded
+    if contradict(recorded, found):
+        return found
+    claims = symbols_of(recorded) <= roots
+    if output and not claims:
+        return recorded
+    # Of two expressions, the one in terms of the sizes of the graph's inputs says more.
+    return found if sure or not claims else recorded
 
 
 def conflict(value: onnx_ir.Value, dtype: onnx_ir.DataType | None, dims: Dims | None) -> str | None:

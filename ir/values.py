@@ -4,7 +4,8 @@ Imported files compute shapes at run time (``Shape -> Gather -> Mul -> Concat ->
 such chains and says, element by element, what comes out. It promises:
 
 - A known element equals what the graph computes at run time, for every size of the named dimensions for which the
-  graph runs; a named dimension is an integer of at least zero. Nothing is guessed: what cannot be followed is unknown.
+  graph runs; a named dimension is an integer of at least zero, and of at least one where a slice takes or drops its
+  first or last element. Nothing is guessed: what cannot be followed is unknown.
 - Only integer and boolean tensors, and float tensors made from those by exact arithmetic (halves, quarters ...; sizes
   below 2**14 stay exact in float32), of at most ``LIMIT`` elements.
 - Initializers that the caller may override (they are also graph inputs) are not constants.
@@ -471,12 +472,20 @@ def _slice(node: onnx_ir.Node, inputs: _Inputs) -> SymbolicValue | None:
     steps = [1] * len(starts) if steps is None else steps
     index: list[slice] = [slice(None)] * len(data.shape)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        size = data.shape[axis]
-        if step < 0 and end < -size:
-            index[axis] = slice(start, None, step)
-        else:
-            index[axis] = slice(start, end, step)
+        places = slice_positions(data.shape[axis], start, end, step)
+        # A range that runs down to the first element ends at -1, which a Python slice would read as "the last".
+        index[axis] = slice(places.start, places.stop if places.stop >= 0 else None, step) if places else slice(0, 0)
     return SymbolicValue(data.dtype, data.array[tuple(index)])
+
+
+def slice_positions(size: int, start: int, end: int, step: int) -> range:
+    """The positions that ONNX's ``Slice`` takes of an axis of ``size``; bounds are clamped a little unlike Python's."""
+    if size == 0 or step == 0:
+        return range(0)
+    first, last = (start + size if start < 0 else start), (end + size if end < 0 else end)
+    if step > 0:
+        return range(min(max(first, 0), size), min(max(last, 0), size), step)
+    return range(min(max(first, 0), size - 1), min(max(last, -1), size), step)
 
 
 def _axes(node: onnx_ir.Node, inputs: _Inputs) -> tuple[int, ...] | None:

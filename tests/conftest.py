@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -102,3 +105,18 @@ def decoder_file(tmp_path: Path) -> Path:
         + [numpy_helper.from_array(np.asarray(value, np.int64), name) for name, value in numbers.items()],
     )
     return _save(graph, tmp_path / "decoder.onnx")
+
+
+@pytest.fixture(scope="session")
+def random_graphs() -> Callable[..., Any]:
+    """The hypothesis strategy of ``tests/random_graphs.py``: ``data.draw(random_graphs(max_steps=12, symbolic=True))``.
+
+    It draws objects with ``model`` (a ModelProto) and ``feeds(seed, B=…, S=…)``.
+    """
+    spec = importlib.util.spec_from_file_location("random_graphs", Path(__file__).with_name("random_graphs.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["random_graphs"] = module
+    spec.loader.exec_module(module)
+    strategy: Callable[..., Any] = module.random_graphs
+    return strategy

@@ -22,6 +22,7 @@ from ..symbolic import (
     sub,
     total,
 )
+from ..values import slice_positions
 from .view import DataType, ShapeError, Typed, View, broadcast, normalize, rule, show, unify, unify_dim
 
 
@@ -224,10 +225,7 @@ def sliced(size: Dim, start: Dim, end: Dim, step: int) -> Dim:
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
         if step == 0:
             raise ShapeError("Slice by a step of 0")
-        # ONNX clamps as Python does, except that an end below -size with a negative step means "before the first".
-        if step < 0 and end < -size:
-            return len(range(*slice(start, None, step).indices(size)))
-        return len(range(*slice(start, end, step).indices(size)))
+        return len(slice_positions(size, start, end, step))
     if not (known(size) and known(start) and known(end)):
         return UNKNOWN
     if step < 0:
@@ -243,8 +241,8 @@ def sliced(size: Dim, start: Dim, end: Dim, step: int) -> Dim:
 
 
 def _short(start: int, end: int) -> bool:
-    """Whether a slice drops at most the first and the last element: sizes are taken to be large enough for that."""
-    return start in (0, 1, -1) and (end == -1 or end >= _FAR)
+    """Whether a slice drops or takes one element at an end: sizes are taken to be large enough for that."""
+    return (start in (1, -1) and end >= _FAR) or (start == 0 and end == -1)
 
 
 def _bound(size: Dim, position: Dim) -> Dim:
