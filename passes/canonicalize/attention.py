@@ -37,7 +37,7 @@ def repeated(value: onnx_ir.Value | None) -> tuple[onnx_ir.Value, int] | None:
     if not all(same(before[i], wide[k]) for i, k in enumerate(kept)) and not _only_heads(copy, times):
         return None
     # A Reshape from [B, H, n, S, D] to [B, H*n, S, D] with the last dimensions kept can only merge H and n.
-    if not all(same(after[i], before[i]) for i in (2, 3)) and not _merges(reshape, heads * times):
+    if not all(same(after[i], before[i]) for i in (2, 3)):
         return None
     return source, times
 
@@ -45,10 +45,6 @@ def repeated(value: onnx_ir.Value | None) -> tuple[onnx_ir.Value, int] | None:
 def _only_heads(copy: onnx_ir.Node, times: int) -> bool:
     numbers = constant(copy.inputs[1], limit=5)
     return numbers is not None and numbers.tolist() == [1, 1, times, 1, 1]
-
-
-def _merges(reshape: onnx_ir.Node, heads: int) -> bool:
-    return False
 
 
 def _attention(work: Work, node: onnx_ir.Node) -> bool:
@@ -60,9 +56,7 @@ def _attention(work: Work, node: onnx_ir.Node) -> bool:
         return False
     past = [v for v in node.inputs[4:6] if v is not None]
     if past or any(used(v) for v in node.outputs[1:3]):
-        work.outcome.missed(
-            node.name or "Attention", "key/value heads are repeated, but the cache holds the repeated ones"
-        )
+        work.missed(node, "key/value heads are repeated, but the cache holds the repeated ones")
         return False
     old = [node.inputs[1], node.inputs[2]]
     node.replace_input_with(1, keys[0])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import onnx_ir
 
-from ...ir.graph import RULE, Graph
+from ...ir.graph import RULE, Graph, module_path
 from ...ir.rewrite import Editor
 from ...ir.symbolic import Dim, same
 from ...ir.values import Evaluator, SymbolicValue
@@ -50,6 +50,12 @@ class Work:
             past = node.metadata_props.get(RULE, "")
             if rule not in past.split(";"):
                 node.metadata_props[RULE] = f"{past};{rule}" if past else rule
+
+    def missed(self, node: onnx_ir.Node, reason: str) -> None:
+        """Record a near miss, once however many rounds meet it."""
+        where = module_path(node)
+        if not any(remark.node == where and remark.reason == reason for remark in self.outcome.remarks):
+            self.outcome.missed(where, reason)
 
     def forward(self, rule: str, node: onnx_ir.Node, value: onnx_ir.Value | None) -> bool:
         """Let everything that reads the only output of ``node`` read ``value``, which is equal; the node goes."""

@@ -233,7 +233,7 @@ OLD = {
     "halves of Split": (13, "float[6] x", "float[3] y", "y, z = Split (x)"),
     "limits of Clip": (10, "float[2, 3] x", "float[2, 3] y", "y = Clip <max = 0.5> (x)"),
     "pads and value": (10, "float[2, 3] x", "float[3, 5] y", "y = Pad <pads = [1, 0, 0, 2], value = 7.0> (x)"),
-    "Slice by attributes": (9, "float[4, 5] x", "float[2, 5] y", "y = Slice <axes = [0], starts = [1], ends = [3]> (x)"),
+    "attributes of Slice": (9, "float[4] x", "float[2] y", "y = Slice <axes = [0], starts = [1], ends = [3]> (x)"),
     "TopK by attribute": (9, "float[2, 5] x", "float[2, 3] y", "y, z = TopK <k = 3> (x)"),
     "Dropout with a ratio": (10, "float[2, 3] x", "float[2, 3] y", "y = Dropout <ratio = 0.3> (x)"),
 }  # fmt: skip
