@@ -172,13 +172,13 @@ def _replace(site: Site, node: onnx_ir.Node, found: _Rotation, caches: _Caches) 
     if heads_first is None or heads_first != _heads_first(found.sin):
         return "the layout of cosines and sines is not known"
     edit = site.edit("rotary(x, cos, sin)", node, [node, *origin_of(found.output)])
+    output, source, rotated = _widened(found, size[0])
     pair = []
     for value in (found.cos, found.sin):
         half = value if found.halved else _half(edit, value, found.interleaved, caches)
         if half is None:
             return "the two halves of the cosines or sines are not known to be equal"
-        pair.append(_cache(edit, half, x, heads_first, caches))
-    output, source, rotated = _widened(found, size[0])
+        pair.append(_cache(edit, half, source, heads_first, caches))
     attributes: dict[str, int] = {"interleaved": int(found.interleaved)}
     if rotated:
         attributes["rotary_embedding_dim"] = rotated
