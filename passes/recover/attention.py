@@ -8,7 +8,7 @@ import onnx_ir
 
 from ...ir.graph import attribute, dims, is_op, producer, rank
 from ...ir.rewrite import Editor
-from .heads import unrepeated
+from .heads import unrepeated, untransposed
 from .masks import Bias, Fill, Masks, Refused
 from .match import FLOATS, Site, last_axis, nodes, only_user, scalar, strip, users, with_scalar
 
@@ -159,25 +159,22 @@ def _replace(site: Site, softmax: onnx_ir.Node, scores: _Scores, masks: Masks) -
     assert left is not None and right is not None and v is not None
     q, q_scale = _unscaled(left)
     turned, k_scale = _unscaled(right)
-    transpose = producer(turned, "Transpose")
-    perm = None if transpose is None else attribute(transpose, "perm")
-    if transpose is None or perm is None or transpose.inputs[0] is None:
+    edit = site.edit("attention(q, k, v, mask)", product, [scores.product, softmax, product])
+    keys = untransposed(edit, turned)
+    if keys is None:
         raise Refused("the keys are not transposed by a node of their own")
-    k, more = _unscaled(transpose.inputs[0])
+    k, more = _unscaled(keys)
     scale = scores.scale * q_scale * k_scale * more
     if not scale > 0:
         raise Refused("the scale is not positive")
-    if len(perm) not in (3, 4) or any(rank(x) != len(perm) for x in (q, v)):
+    size = rank(q)
+    if size not in (3, 4) or any(rank(x) != size for x in (k, v)):
         raise Refused("queries, keys and values are not all known to have rank 4 (or 3)")
     dtype = q.dtype
     reason = site.unsupported("Attention", dtype)
     if reason is not None or k.dtype != dtype or v.dtype != dtype:
         raise Refused(reason or "queries, keys and values differ in element type")
-    edit = site.edit("attention(q, k, v, mask)", product, [scores.product, softmax, product])
-    order = [*perm[:-2], perm[-1], perm[-2]]
-    if order != sorted(order):
-        k = edit.op("Transpose", [k], {"perm": order}, dtype=dtype)
-    if len(perm) == 3:
+    if size == 3:
         q, k, v = (edit.op("Unsqueeze", [x, edit.ints([0])], dtype=dtype) for x in (q, k, v))
     else:
         k, v = _fewer_heads(k, v)
@@ -187,7 +184,7 @@ def _replace(site: Site, softmax: onnx_ir.Node, scores: _Scores, masks: Masks) -
     if softmax.outputs[0].dtype != dtype and softmax.outputs[0].dtype is not None:
         attributes["softmax_precision"] = int(softmax.outputs[0].dtype)
     mask = masks.build(edit, scores.terms, q, k, guarded)
-    _finish(site, edit, product, [q, k, v] + ([] if mask is None else [mask]), attributes, len(perm))
+    _finish(site, edit, product, [q, k, v] + ([] if mask is None else [mask]), attributes, size)
 
 
 def _fewer_heads(k: onnx_ir.Value, v: onnx_ir.Value) -> tuple[onnx_ir.Value, onnx_ir.Value]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir
 
 from ...ir.graph import attribute, dims, is_op, producer
+from ...ir.rewrite import Editor
 from ...ir.symbolic import same
 from .match import ints, strip
 
@@ -55,3 +56,35 @@ def _times(repeat: onnx_ir.Node, before: tuple[int | onnx_ir.SymbolicDim, ...]) 
         if size != 1 and (is_op(repeat, "Tile") or size != kept):
             return None
     return target[2]
+
+
+def untransposed(edit: Editor, value: onnx_ir.Value) -> onnx_ir.Value | None:
+    """Keys [..., sequence, size] of ``value`` [..., size, sequence], if a Transpose made it; None if not.
+
+    The Transpose may move the heads as well, and may stand between two Reshapes that join batch and heads and part
+    them again (the way torch.onnx.export writes it since 2.5).
+    """
+    value = strip(value)
+    node = value.producer()
+    shape = dims(value)
+    if is_op(node, "Reshape") and node is not None and node.inputs[0] is not None and shape is not None:
+        turn = producer(strip(node.inputs[0]), "Transpose")
+        if turn is None or attribute(turn, "perm") != [0, 2, 1] or turn.inputs[0] is None or len(shape) != 4:
+            return None
+        joined = producer(strip(turn.inputs[0]), "Reshape")
+        source = None if joined is None or joined.inputs[0] is None else strip(joined.inputs[0])
+        before = dims(source)
+        if before is None or len(before) != 4:
+            return None
+        around = all(same(before[a], shape[b]) for a, b in ((0, 0), (1, 1), (2, 3), (3, 2)))
+        flat = dims(turn.inputs[0])
+        return source if around and flat is not None and same(flat[1], before[2]) else None
+    if not is_op(node, "Transpose") or node is None or node.inputs[0] is None:
+        return None
+    perm = attribute(node, "perm")
+    if perm is None or len(perm) not in (3, 4):
+        return None
+    order = [*perm[:-2], perm[-1], perm[-2]]
+    if order == sorted(order):
+        return node.inputs[0]
+    return edit.op("Transpose", [node.inputs[0]], {"perm": order}, dtype=value.dtype)
