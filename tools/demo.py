@@ -31,6 +31,7 @@ def compile_both(source: Path, work: Path, console: Any) -> dict[str, Path]:
     from ..compiler.api import export
 
     folders: dict[str, Path] = {}
+    work.mkdir(parents=True, exist_ok=True)
     for passes, meaning in RECIPES.items():
         folder = folders[passes] = work / passes
         shutil.rmtree(folder, ignore_errors=True)
