@@ -7,7 +7,9 @@ is unknown. Named sizes are integers that may be zero (a cache starts empty), so
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import ast
+import re
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -30,25 +32,74 @@ def symbol(name: str) -> sympy.Symbol:
 def _parse(text: str) -> sympy.Expr:
     if text.isidentifier():
         return symbol(text)
-    try:
-        expr = onnx_ir.SymbolicDim(text)._expr
-    except ValueError:
-        # An imported file may name a dimension anything ("batch size?"): it is then one opaque symbol, until
-        # inference of the whole graph gives it a name that can stand in an expression.
-        return symbol(text)
-    assert expr is not None
-    # onnx_ir declares its symbols positive; a size may be zero.
-    return expr.xreplace({s: symbol(s.name) for s in expr.free_symbols})
+    expr = _parse_expression(text)
+    # An imported file may name a dimension anything ("batch size?"): it is then one opaque symbol, until inference of
+    # the whole graph gives it a name that can stand in an expression.
+    return symbol(text) if expr is None else expr
 
 
 def readable(text: str) -> bool:
     """Whether the name of a dimension can stand in an expression."""
-    if text.isidentifier():
-        return True
+    return text.isidentifier() or _parse_expression(text) is not None
+
+
+_NAME = re.compile(r"[A-Za-z_][\w.]*")
+_FUNCTIONS: dict[str, Callable[..., sympy.Expr]] = {
+    "Max": sympy.Max,
+    "Min": sympy.Min,
+    "Mod": sympy.Mod,
+    "ceiling": sympy.ceiling,
+    "floor": sympy.floor,
+    "max": sympy.Max,
+    "min": sympy.Min,
+    "mod": sympy.Mod,
+    "sqrt": sympy.sqrt,
+}
+_OPERATORS: dict[type[ast.operator], Callable[[sympy.Expr, sympy.Expr], sympy.Expr]] = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.Div: lambda a, b: a / b,
+    ast.FloorDiv: lambda a, b: sympy.floor(a / b),
+    ast.Mod: sympy.Mod,
+    ast.Pow: lambda a, b: a**b,
+}
+
+
+def _parse_expression(text: str) -> sympy.Expr | None:
+    """The expression that ``text`` spells; None if it spells none.
+
+    ``onnx_ir`` has a parser, too, but one that takes every name for positive and so drops the maximum of
+    ``Max(1, past)`` while reading.
+    """
+    names: dict[str, str] = {}
+
+    def stand_in(match: re.Match[str]) -> str:
+        name = match.group()
+        if name in _FUNCTIONS and text[match.end() :].lstrip().startswith("("):
+            return name
+        # Names may hold dots and be words of Python.
+        return names.setdefault(name, f"_{len(names)}_")
+
     try:
-        return onnx_ir.SymbolicDim(text)._expr is not None
-    except ValueError:
-        return False
+        tree = ast.parse(_NAME.sub(stand_in, text).strip(), mode="eval")
+        return _build(tree.body, {alias: name for name, alias in names.items()})
+    except (SyntaxError, KeyError, ValueError, TypeError, ZeroDivisionError):
+        return None
+
+
+def _build(node: ast.expr, names: Mapping[str, str]) -> sympy.Expr:
+    if isinstance(node, ast.Name):
+        return symbol(names[node.id])
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return sympy.Integer(node.value)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_build(node.operand, names)
+    if isinstance(node, ast.BinOp):
+        return _OPERATORS[type(node.op)](_build(node.left, names), _build(node.right, names))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return _FUNCTIONS[node.func.id](*(_build(a, names) for a in node.args))
+    raise ValueError(f"not an expression of sizes: {ast.dump(node)}")
 
 
 def known(dim: Dim | None) -> bool:
