@@ -100,5 +100,3 @@ def _tensors(named: Sequence[tuple[Any, Any]]) -> Iterator[tuple[str, torch.Tens
         for leaf in torch.utils._pytree.tree_leaves(value):
             if isinstance(leaf, torch.Tensor):
                 yield f"{name!r}", leaf
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,7 +21,7 @@ from .dtypes import from_torch, numpy_type
 from .expressions import Dim, Dimensions, Size
 
 Scalar: TypeAlias = bool | int | float | complex
-Number: TypeAlias = Scalar | torch.SymInt | torch.SymFloat
+Number: TypeAlias = Scalar | torch.SymInt | torch.SymFloat | torch.SymBool
 
 _ELEMENTWISE = frozenset(
     "Abs Add And BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Ceil Cos Div Elu Erf Exp Floor Gelu HardSigmoid HardSwish "
@@ -182,7 +183,7 @@ class Builder:
         value = Value(
             name=self.fresh(name),
             type=onnx_ir.TensorType(tensor.dtype),
-            shape=onnx_ir.Shape(tensor.shape),
+            shape=onnx_ir.Shape([int(n) for n in tensor.shape]),  # type: ignore[arg-type]
             const_value=tensor,
         )
         self.initializers.append(value)
@@ -228,7 +229,7 @@ class Builder:
                 continue
             expr = size.node.expr
             if expr.is_Symbol:
-                self._roots.setdefault(expr, lambda v=value, a=axis: self._dimension(v, a))
+                self._roots.setdefault(expr, partial(self._dimension, value, axis))
             elif len(expr.free_symbols) == 1:
                 # A derived dimension such as 2·s + 1.
                 (symbol,) = expr.free_symbols
@@ -345,6 +346,17 @@ def dims(value: Value) -> tuple[Dim, ...]:
     """The dimensions of a value that the importer made, which are always set."""
     assert value.shape is not None, value.name
     return tuple(value.shape)
+
+
+def fixed(dim: Dim) -> int:
+    """A dimension that has to be a number.
+
+    Raises:
+        UnsupportedError: it is symbolic.
+    """
+    if not isinstance(dim, int):
+        raise UnsupportedError(f"the size {dim} must be known when compiling", fix="leave that dimension static")
+    return dim
 
 
 def rank(value: Value) -> int:

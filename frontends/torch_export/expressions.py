@@ -76,16 +76,19 @@ def _plain(expr: sympy.Expr) -> sympy.Expr | None:
     """``expr`` in SymPy's own functions; None if it holds something that has no name there."""
     if not expr.args:
         return expr
-    args = [_plain(arg) for arg in expr.args]
-    if any(arg is None for arg in args):
-        return None
+    args: list[sympy.Expr] = []
+    for arg in expr.args:
+        plain = _plain(arg)
+        if plain is None:
+            return None
+        args.append(plain)
     if isinstance(expr, _QUOTIENTS):
         return sympy.floor(args[0] / args[1])
     if isinstance(expr, _REMAINDERS):
         return sympy.Mod(args[0], args[1])
-    for torchs, plain in _SAME.items():
-        if isinstance(expr, torchs):
-            return plain(*args)
+    for theirs, function in _SAME.items():
+        if isinstance(expr, theirs):
+            return function(*args)
     if isinstance(expr, (sympy.Add, sympy.Mul, sympy.Pow, sympy.Max, sympy.Min, sympy.Mod, sympy.floor)):
         return expr.func(*args)
     return None

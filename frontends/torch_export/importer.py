@@ -20,7 +20,7 @@ from .builder import Builder
 from .dtypes import from_torch
 from .expressions import Dimensions
 from .mutation import Aliases
-from .registry import find, overload_name
+from .registry import find, is_mutable, overload_name
 
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _IGNORED = frozenset(
@@ -58,7 +58,6 @@ class Importer:
         program: its operators all have rules.
         names: names of the sizes' symbols.
         weights: tensors to use for parameters and buffers, by name, instead of the program's own.
-        strip: prefix to take off parameter names and module paths.
     """
 
     def __init__(
@@ -222,12 +221,12 @@ class Importer:
             result = rule(self.builder, *args, **kwargs)
         except TypeError as error:
             if "argument" in str(error) and error.__traceback__ is not None and error.__traceback__.tb_next is None:
-                raise self.builder.unsupported(f"the rule of {overload_name(node.target)} has no such argument") from error
+                name = overload_name(node.target)
+                raise self.builder.unsupported(f"the rule of {name} does not take these arguments: {error}") from error
             raise
-        if isinstance(result, Value) and isinstance(meta, torch.Tensor) and isinstance(node.target, torch._ops.OpOverload):
-            if node.target._schema.is_mutable:
-                # An in-place operator keeps the element type and shape of what it writes to.
-                result = self.builder.cast(result, from_torch(meta.dtype))
+        if isinstance(result, Value) and isinstance(meta, torch.Tensor) and is_mutable(node.target):
+            # An in-place operator keeps the element type of what it writes to.
+            result = self.builder.cast(result, from_torch(meta.dtype))
         self._label(node, result, meta, fresh=len(self.builder.nodes) > count)
         return result
 

@@ -1,7 +1,7 @@
 """In-place operators as pure ones: who shares memory with whom, and what a write changes.
 
-A write to a value replaces it, then every value it is a view of (by writing the part back), and whoever is another view of
-those is taken again from its base when it is next read.
+A write to a value replaces it, then every value it is a view of (by writing the part back), and whoever is another view
+of those is taken again from its base when it is next read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...ir.remarks import Remark
-from .registry import functional_name, overload_name
+from .registry import functional_name, is_mutable, overload_name
 from .views import INVERSES
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Aliases:
     def lost(self) -> list[Remark]:
         """Remarks on writes to inputs and buffers, which a graph does not keep."""
         return [
-            Remark("skipped", node.name, "the model writes to this input or buffer; the compiled model leaves it as it is")
+            Remark("skipped", node.name, "the model writes to this input or buffer; the compiled one does not")
             for node in self._versions
             if node.op == "placeholder"
         ]
@@ -120,12 +120,10 @@ class Aliases:
         return inverse
 
 
-
 def _mutates(node: torch.fx.Node) -> bool:
-    target = node.target
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+    if node.op != "call_function" or not is_mutable(node.target):
         return False
-    return functional_name(overload_name(target)) != "aten.detach.default"
+    return functional_name(overload_name(node.target)) != "aten.detach.default"
 
 
 def _is_view(node: torch.fx.Node) -> bool:
@@ -139,7 +137,7 @@ def _shares(node: torch.fx.Node, base: Any) -> bool:
     a, b = node.meta.get("val"), base.meta.get("val") if isinstance(base, torch.fx.Node) else None
     if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
         return False
-    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
 
 
 def _arguments(node: torch.fx.Node) -> tuple[Any, ...]:

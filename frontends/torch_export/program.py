@@ -58,9 +58,7 @@ class Call:
     @classmethod
     def of_program(cls, program: ExportedProgram) -> Call:
         """The convention of an exported program: its arguments are named after their placeholders."""
-        names = [
-            spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT
-        ]
+        names = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
         spec = program.call_spec.in_spec
         assert spec is not None
         positional, _ = spec.children()
@@ -74,9 +72,10 @@ class Call:
 
 def _stem(names: Sequence[str], at: int, count: int) -> str:
     """What the names of a nested argument's tensors begin with."""
-    import os
-
-    return os.path.commonprefix(list(names[at : at + count])).rstrip("_0123456789") or f"arg{at}"
+    inner = names[at : at + count]
+    length = next((i for i, letters in enumerate(zip(*inner, strict=False)) if len(set(letters)) > 1), None)
+    stem = inner[0][:length].rstrip("_0123456789") if inner else ""
+    return stem or f"arg{at}"
 
 
 def import_program(

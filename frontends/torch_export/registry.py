@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
@@ -14,13 +15,15 @@ Tensors arrive as ``onnx_ir.Value``, symbolic sizes as ``torch.SymInt``, everyth
 one value, or a list of them for an operator of several results.
 """
 
+F = TypeVar("F", bound=Rule)
+
 RULES: dict[str, Rule] = {}
 
 
-def rule(*overloads: str) -> Callable[[Rule], Rule]:
+def rule(*overloads: str) -> Callable[[F], F]:
     """Register a function as the rule of these overloads, such as ``aten.add.Tensor``."""
 
-    def register(function: Rule) -> Rule:
+    def register(function: F) -> F:
         for name in overloads:
             if name in RULES:
                 raise ValueError(f"{name} has two rules")
@@ -32,12 +35,10 @@ def rule(*overloads: str) -> Callable[[Rule], Rule]:
 
 def find(target: object) -> Rule | None:
     """The rule of an FX target, or None. An in-place operator has the rule of its functional form."""
-    from . import rules  # the rule files import this module
-
-    assert rules.LOADED
+    importlib.import_module(f"{__package__}.rules")  # its files import this module
     name = overload_name(target)
     found = RULES.get(name)
-    if found is None and isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable:
+    if found is None and is_mutable(target):
         found = RULES.get(functional_name(name))
     return found
 
@@ -51,3 +52,8 @@ def functional_name(name: str) -> str:
     """``aten.add.Tensor`` for ``aten.add_.Tensor``."""
     namespace, packet, overload = name.split(".", 2)
     return f"{namespace}.{packet.removesuffix('_')}.{overload}"
+
+
+def is_mutable(target: object) -> bool:
+    """Whether an FX target is an operator that writes to an argument."""
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable

@@ -69,6 +69,7 @@ class TreeSignature:
         elif extra:
             raise InputError(
                 f"{len(args)} arguments given, the model takes {len(self.parameters)}",
+                where="the call of the model",
                 fix=f"pass {', '.join(self.parameters)}",
             )
         for name, value in kwargs.items():

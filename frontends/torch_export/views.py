@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -12,14 +12,15 @@ from onnx_ir import DataType, Value
 from .builder import Builder, dims, rank
 from .expressions import Size
 
-Inverse = Callable[..., Value]
+F = TypeVar("F", bound=Callable[..., Value])
+Inverse: TypeAlias = Callable[..., Value]
 """``inverse(builder, base, part, meta of base, *arguments of the view)`` is ``base`` with ``part`` written into it."""
 
 INVERSES: dict[str, Inverse] = {}
 
 
-def _inverse(*overloads: str) -> Callable[[Inverse], Inverse]:
-    def register(function: Inverse) -> Inverse:
+def _inverse(*overloads: str) -> Callable[[F], F]:
+    def register(function: F) -> F:
         INVERSES.update(dict.fromkeys(overloads, function))
         return function
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from onnx_ir import DataType, Value
 
-from ..builder import Builder, dims, rank
+from ..builder import Builder, dims, fixed, rank
+from ..expressions import Dim
 from ..registry import rule
 
 
@@ -22,11 +23,11 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Value:
     if dropout_p > 0:
-        raise b.unsupported("attention dropout is active: the result would be random; call model.eval() before compiling")
+        raise b.unsupported("attention dropout is active, the result is random; call model.eval() before compiling")
     if q.dtype not in (DataType.FLOAT, DataType.FLOAT16):
         return _decomposed(b, q, k, v, attn_mask, is_causal, scale)
     if scale is None and isinstance(dims(q)[-1], int):
-        scale = float(int(dims(q)[-1]) ** -0.5)
+        scale = float(fixed(dims(q)[-1]) ** -0.5)
     width = rank(q)
     if width != 4:
         q, k, v = (_four(b, x) for x in (q, k, v))
@@ -35,6 +36,7 @@ def scaled_dot_product_attention(
             attn_mask = b.cast(attn_mask, q.dtype)  # type: ignore[arg-type]
         if rank(attn_mask) == 3:
             attn_mask = _four(b, attn_mask)
+        attn_mask = _full(b, attn_mask, dims(q)[2], dims(k)[2])
     shape = (*dims(q)[:3], dims(v)[3])
     result = b.op("Attention", q, k, v, attn_mask, shape=shape, is_causal=int(is_causal), scale=scale)
     return result if width == 4 else b.op("Reshape", result, b.sizes(b.shape), shape=b.shape)
@@ -51,6 +53,15 @@ def _four(b: Builder, x: Value) -> Value:
     raise b.unsupported(f"attention over {rank(x)} dimensions")
 
 
+def _full(b: Builder, mask: Value, queries: Dim, keys: Dim) -> Value:
+    """A mask of every query and key: the runtime broadcasts it over rows and heads alone."""
+    have, wanted = dims(mask)[-2:], (queries, keys)
+    if all(size != 1 or size == full for size, full in zip(have, wanted, strict=True)):
+        return mask
+    shape = (*dims(mask)[:-2], *(full if size == 1 else size for size, full in zip(have, wanted, strict=True)))
+    return b.op("Expand", mask, b.sizes(shape), shape=shape)
+
+
 def _decomposed(
     b: Builder, q: Value, k: Value, v: Value, mask: Value | None, is_causal: bool, scale: float | None
 ) -> Value:
@@ -60,7 +71,7 @@ def _decomposed(
     perm = [*range(rank(k) - 2), rank(k) - 1, rank(k) - 2]
     key_t = b.op("Transpose", k, shape=[dims(k)[i] for i in perm], perm=perm)
     shape = (*dims(q)[:-1], dims(k)[-2])
-    factor = scale if scale is not None else float(int(dims(q)[-1]) ** -0.5)
+    factor = scale if scale is not None else float(fixed(dims(q)[-1]) ** -0.5)
     scores = b.op("Mul", b.op("MatMul", q, key_t, shape=shape), b.scalar(factor, q.dtype))
     low = b.scalar(-np.inf, q.dtype)
     if is_causal:

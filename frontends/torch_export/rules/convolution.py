@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx_ir import Value
 
-from ..builder import Builder, dims, rank
+from ..builder import Builder, dims, fixed, rank
 from ..registry import rule
 
 
@@ -45,7 +45,7 @@ def conv(
     if padding == "valid":
         padding = 0
     if padding == "same":
-        totals = [d * (int(k) - 1) for d, k in zip(dilations, dims(weight)[2:], strict=True)]
+        totals = [d * (fixed(k) - 1) for d, k in zip(dilations, dims(weight)[2:], strict=True)]
         pads = [t // 2 for t in totals] + [t - t // 2 for t in totals]
     else:
         pads = _many(padding, n) * 2
@@ -53,7 +53,7 @@ def conv(
     inputs = [x, weight] if bias is None else [x, weight, bias]
     shape = (1, *b.shape) if added else b.shape
     y = b.op("Conv", *inputs, shape=shape, strides=_many(stride, n), pads=pads, dilations=dilations, group=groups,
-             kernel_shape=[int(k) for k in dims(weight)[2:]])  # fmt: skip
+             kernel_shape=[fixed(k) for k in dims(weight)[2:]])  # fmt: skip
     return _unbatched(b, y, added)
 
 
@@ -93,7 +93,7 @@ def conv_transpose(
     shape = (1, *b.shape) if added else b.shape
     y = b.op("ConvTranspose", *inputs, shape=shape, strides=_many(stride, n), pads=_many(padding, n) * 2,
              output_padding=_many(output_padding, n), dilations=_many(dilation, n), group=groups,
-             kernel_shape=[int(k) for k in dims(weight)[2:]])  # fmt: skip
+             kernel_shape=[fixed(k) for k in dims(weight)[2:]])  # fmt: skip
     return _unbatched(b, y, added)
 
 
@@ -159,15 +159,13 @@ def _adaptive(b: Builder, x: Value, sizes: list[int], reduction: str, pooling: s
     if all(size == 1 for size in sizes):
         return b.op(reduction, x, b.ints(list(range(rank(x) - n, rank(x)))), shape=shape, keepdims=1)
     have = dims(x)[-n:]
-    if all(not isinstance(d, int) for d in have) or any(
-        not isinstance(d, int) for d in have
-    ):
+    if any(not isinstance(d, int) for d in have):
         raise b.unsupported("adaptive pooling of a dynamic size to anything but 1")
     kernel = []
     for size, want in zip(have, sizes, strict=True):
-        if int(size) % want:
+        if fixed(size) % want:
             return _uneven(b, x, sizes, reduction)
-        kernel.append(int(size) // want)
+        kernel.append(fixed(size) // want)
     if all(k == 1 for k in kernel):
         return x
     whole, added = _batched(b, x, n)
@@ -180,7 +178,7 @@ def _uneven(b: Builder, x: Value, sizes: list[int], reduction: str) -> Value:
     n = len(sizes)
     for i, want in enumerate(sizes):
         axis = rank(x) - n + i
-        size = int(dims(x)[axis])
+        size = fixed(dims(x)[axis])
         parts = []
         for j in range(want):
             start, end = j * size // want, -(-(j + 1) * size // want)
@@ -253,5 +251,3 @@ def grid_sampler(
     modes, pads = ["linear", "nearest", "cubic"], ["zeros", "border", "reflection"]
     return b.op("GridSample", x, grid, shape=b.shape, mode=modes[interpolation_mode],
                 padding_mode=pads[padding_mode], align_corners=int(align_corners))  # fmt: skip
-
-

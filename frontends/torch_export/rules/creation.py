@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from onnx_ir import DataType, Value
 
-from ..builder import Builder, Number, dims, rank
+from ..builder import Builder, Number, dims, fixed, rank
 from ..dtypes import is_float
 from ..registry import rule
 
@@ -72,9 +72,8 @@ def linspace(b: Builder, start: float, end: float, steps: int, **_: Any) -> Valu
 
 @rule("aten.eye.default", "aten.eye.m")
 def eye(b: Builder, n: int, m: int | None = None, **_: Any) -> Value:
-    if not all(isinstance(d, int) for d in b.shape):
-        raise b.unsupported("an identity matrix of symbolic size")
-    return b.constant(np.eye(*map(int, b.shape)).astype(b.dtype.numpy()), "eye")
+    rows, columns = (fixed(d) for d in b.shape)
+    return b.constant(np.eye(rows, columns).astype(b.dtype.numpy()), "eye")
 
 
 @rule("aten.tril.default")

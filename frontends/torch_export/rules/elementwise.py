@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
+import onnx_ir
 import torch
 from onnx_ir import DataType, Value
 
-from ..builder import Builder, Number, dims, rank
-from ..dtypes import from_torch, is_float, is_integer, numpy_type, promote
+from ..builder import Builder, Number, dims, fixed, rank
+from ..dtypes import is_float, promote
 from ..registry import rule
 
 Operand = Value | Number
@@ -475,7 +475,7 @@ def softsign(b: Builder, x: Value) -> Value:
 @rule("aten.prelu.default")
 def prelu(b: Builder, x: Value, weight: Value) -> Value:
     if rank(weight) == 1 and dims(weight)[0] != 1 and rank(x) > 2:
-        shape = [int(dims(weight)[0]), *[1] * (rank(x) - 2)]
+        shape = [fixed(dims(weight)[0]), *[1] * (rank(x) - 2)]
         weight = b.op("Reshape", weight, b.ints(shape), shape=shape)
     return b.op("PRelu", x, weight)
 
@@ -489,14 +489,8 @@ def threshold(b: Builder, x: Value, threshold: Number, value: Number) -> Value:
 def glu(b: Builder, x: Value, dim: int = -1) -> Value:
     first, gate = b.ops("Split", [x], 2, {"axis": dim, "num_outputs": 2})
     for part in (first, gate):
-        part.dtype, part.shape = x.dtype, _shape_of(b)
+        part.type, part.shape = onnx_ir.TensorType(b.dtype), onnx_ir.Shape(b.shape)
     return b.op("Mul", first, b.op("Sigmoid", gate))
-
-
-def _shape_of(b: Builder) -> Any:
-    import onnx_ir
-
-    return onnx_ir.Shape(b.shape)
 
 
 @rule("aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default")
@@ -512,11 +506,7 @@ def dropout(b: Builder, x: Value, p: float, train: bool) -> Value:
 @rule("aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten.to.other", "aten._to_copy.default",
       "aten.type_as.default")  # fmt: skip
 def to(b: Builder, x: Value, *_: Any, **__: Any) -> Value:
-    return _convert(b, x, b.dtype)
-
-
-def _convert(b: Builder, x: Value, dtype: DataType) -> Value:
-    return b.cast(x, dtype)
+    return b.cast(x, b.dtype)
 
 
 @rule("aten.detach.default", "aten.alias.default", "aten.contiguous.default", "aten.clone.default",
@@ -552,11 +542,3 @@ def fill(b: Builder, x: Value, value: Operand) -> Value:
 @rule("aten.zero.default")
 def zero(b: Builder, x: Value) -> Value:
     return fill(b, x, 0)
-
-
-def lowest(dtype: DataType) -> Any:
-    """The smallest number of an element type, −inf for floats."""
-    return -math.inf if is_float(dtype) else np.iinfo(numpy_type(dtype)).min
-
-
-__all__ = ["binary", "compare", "from_torch", "is_integer", "lowest", "operand", "truncate"]

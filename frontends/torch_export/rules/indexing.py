@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from onnx_ir import DataType, Value
 
 from ..builder import Builder, Number, broadcast, dims, rank
-from ..expressions import Dim, Size
+from ..expressions import Size
 from ..registry import rule
 from ..views import select_scatter as write_select
 from ..views import slice_scatter as write_slice
@@ -17,10 +18,19 @@ from .elementwise import Operand, operand
 from .reshaping import expand_to, transpose
 
 
-@rule("aten.gather.default", "aten.take_along_dim.default")
+@rule("aten.take_along_dim.default")
+def take_along_dim(b: Builder, x: Value, indices: Value, dim: int | None = None) -> Value:
+    if dim is None:
+        raise b.unsupported("take_along_dim without an axis")
+    axis = dim % rank(x)
+    common = list(broadcast([(*dims(x)[:axis], 1, *dims(x)[axis + 1 :]), dims(indices)]))
+    common[axis] = dims(indices)[axis]
+    whole = [*common[:axis], dims(x)[axis], *common[axis + 1 :]]
+    return gather(b, expand_to(b, x, whole), axis, expand_to(b, indices, common))
+
+
+@rule("aten.gather.default")
 def gather(b: Builder, x: Value, dim: int, index: Value, sparse_grad: bool = False) -> Value:
-    if isinstance(dim, Value):  # take_along_dim(x, indices, dim)
-        dim, index = int(index), dim  # type: ignore[unreachable]
     if not rank(x):
         return x
     return b.op("GatherElements", x, index, shape=dims(index), axis=dim % rank(x))
@@ -61,7 +71,7 @@ def _integers(b: Builder, indices: Sequence[Value | None]) -> list[Value | None]
         if place is None or place.dtype not in (DataType.BOOL, DataType.UINT8):
             places.append(place if place is None else b.cast(place, DataType.INT64))
             continue
-        count = _unbacked(b)
+        count = b.dimensions.unknown()
         found = b.op("NonZero", place, dtype=DataType.INT64, shape=[rank(place), count])
         for axis in range(rank(place)):
             places.append(b.op("Gather", found, b.ints(axis), shape=[count], axis=0))
@@ -69,12 +79,18 @@ def _integers(b: Builder, indices: Sequence[Value | None]) -> list[Value | None]
             for size in b.meta.shape:
                 first = places[-1]
                 assert first is not None
-                b.bind(size, lambda v=first: b.op("Shape", v, dtype=DataType.INT64, shape=[1]))
+                b.bind(size, partial(b.op, "Shape", first, dtype=DataType.INT64, shape=[1]))
     return places
 
 
-def _unbacked(b: Builder) -> Dim:
-    return b.dimensions.unknown()
+def _is_plain_mask(indices: Sequence[Value | None], values: Value) -> bool:
+    """Whether one number goes wherever one mask is true."""
+    return (
+        len(indices) == 1
+        and indices[0] is not None
+        and indices[0].dtype == DataType.BOOL
+        and all(d == 1 for d in dims(values))
+    )
 
 
 def _stacked(b: Builder, places: Sequence[Value]) -> Value:
@@ -95,14 +111,13 @@ def index_put(
 ) -> Value:
     values = b.cast(values, b.dtype)
     single = indices[0] if indices else None
-    if len(indices) == 1 and single is not None and single.dtype == DataType.BOOL and not accumulate:
-        if all(d == 1 for d in dims(values)):
-            mask = single
-            if rank(mask) < rank(x):
-                extra = rank(x) - rank(mask)
-                mask = b.op("Unsqueeze", mask, b.ints(list(range(rank(mask), rank(x)))),
+    if single is not None and _is_plain_mask(indices, values) and not accumulate:
+        mask = single
+        if rank(mask) < rank(x):
+            extra = rank(x) - rank(mask)
+            mask = b.op("Unsqueeze", mask, b.ints(list(range(rank(mask), rank(x)))),
                             shape=[*dims(mask), *[1] * extra])  # fmt: skip
-            return b.op("Where", mask, values, x, shape=dims(x))
+        return b.op("Where", mask, values, x, shape=dims(x))
     places = _integers(b, indices)
     axes = [axis for axis, place in enumerate(places) if place is not None]
     rest = [axis for axis in range(rank(x)) if axis not in axes]
@@ -249,5 +264,3 @@ def histc(b: Builder, x: Value, bins: int = 100, min: float = 0, max: float = 0)
     column = b.op("Unsqueeze", position, b.ints([1]), shape=[*dims(position), 1])
     hits = b.op("Equal", column, b.constant(np.arange(bins, dtype=np.float32), "bins"))
     return b.op("ReduceSum", b.cast(hits, b.dtype), b.ints([0]), shape=[bins], keepdims=0)
-
-

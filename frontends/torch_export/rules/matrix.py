@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx_ir import DataType, Value
 
-from ..builder import Builder, Number, dims, rank
+from ..builder import Builder, Number, dims, fixed, rank
 from ..dtypes import is_float
 from ..expressions import Dim
 from ..registry import rule
@@ -78,7 +78,7 @@ def grouped_mm(
     """
     if rank(x) != 2 or rank(weight) != 3 or bias is not None:
         raise b.unsupported("a grouped product other than [rows, K] × [groups, K, N]")
-    groups, inner, width = (int(d) for d in dims(weight))
+    groups, inner, width = (fixed(d) for d in dims(weight))
     ends = b.cast(offs, DataType.INT64)
     parts = []
     start = b.ints([0])
@@ -90,5 +90,3 @@ def grouped_mm(
         parts.append(b.op("MatMul", block, matrix, shape=[rows, width]))
         start = end
     return b.op("Concat", *parts, shape=b.shape, axis=0)
-
-

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from onnx_ir import DataType, Value
 
-from ..builder import Builder, dims, rank
+from ..builder import Builder, dims, fixed, rank
 from ..registry import rule
 
 
@@ -56,7 +56,7 @@ def batch_norm(
 ) -> Value:
     if training or running_mean is None or running_var is None:
         raise b.unsupported("batch normalization is in training mode; call model.eval() before compiling")
-    channels = int(dims(running_mean)[0])
+    channels = fixed(dims(running_mean)[0])
     weight = weight if weight is not None else _ones(b, [channels], running_mean.dtype)
     if bias is None:
         bias = b.constant(np.zeros(channels, running_mean.dtype.numpy()), "zeros")  # type: ignore[union-attr]
@@ -80,7 +80,7 @@ def instance_norm(
 ) -> Value:
     if not use_input_stats:
         return batch_norm(b, x, weight, bias, running_mean, running_var, False, momentum, eps)
-    channels = int(dims(x)[1])
+    channels = fixed(dims(x)[1])
     weight = weight if weight is not None else _ones(b, [channels], x.dtype)
     if bias is None:
         bias = b.constant(np.zeros(channels, x.dtype.numpy()), "zeros")  # type: ignore[union-attr]
@@ -98,7 +98,7 @@ def group_norm(
     cudnn_enabled: bool = True,
 ) -> Value:
     # ONNX Runtime has no CPU kernel for GroupNormalization: normalize each group as one channel, then scale.
-    groups, channels = num_groups, int(dims(x)[1])
+    groups, channels = num_groups, fixed(dims(x)[1])
     grouped = [dims(x)[0], groups, b.dimensions.unknown()]
     flat = b.op("Reshape", x, b.ints([0, groups, -1]), shape=grouped)
     zeros = b.constant(np.zeros(groups, x.dtype.numpy()), "zeros")  # type: ignore[union-attr]
@@ -152,5 +152,3 @@ def vector_norm(
 @rule("aten.norm.Scalar")
 def norm_all(b: Builder, x: Value, p: float = 2) -> Value:
     return vector_norm(b, x, p)
-
-

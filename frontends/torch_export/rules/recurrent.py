@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir
 from onnx_ir import Value
 
-from ....ir.weights import lazy
-from ..builder import Builder, dims
+from ....ir.weights import Array, lazy
+from ..builder import Builder, dims, fixed
 from ..expressions import Dim
 from ..registry import rule
 from .reshaping import transpose
@@ -31,7 +31,9 @@ def lstm(
     bidirectional: bool,
     batch_first: bool,
 ) -> list[Value]:
-    return _layers(b, "LSTM", x, hx, params, has_biases, num_layers, dropout if train else 0, bidirectional, batch_first)
+    return _layers(
+        b, "LSTM", x, hx, params, has_biases, num_layers, dropout if train else 0, bidirectional, batch_first
+    )
 
 
 @rule("aten.gru.input")
@@ -47,7 +49,9 @@ def gru(
     bidirectional: bool,
     batch_first: bool,
 ) -> list[Value]:
-    return _layers(b, "GRU", x, [hx], params, has_biases, num_layers, dropout if train else 0, bidirectional, batch_first)
+    return _layers(
+        b, "GRU", x, [hx], params, has_biases, num_layers, dropout if train else 0, bidirectional, batch_first
+    )
 
 
 def _layers(
@@ -68,7 +72,7 @@ def _layers(
     per_direction = 4 if has_biases else 2
     if len(params) != num_layers * directions * per_direction:
         raise b.unsupported("an LSTM with projections has no operator in ONNX")
-    hidden = int(dims(params[1])[1])
+    hidden = fixed(dims(params[1])[1])
     sequence = transpose(b, x, [1, 0, 2]) if batch_first else x
     length, batch = dims(sequence)[0], dims(sequence)[1]
     finals: list[list[Value]] = [[] for _ in states]
@@ -122,23 +126,27 @@ def _data(b: Builder, value: Value) -> onnx_ir.TensorProtocol:
     return value.const_value
 
 
-def _reorder(op_type: str, array: np.ndarray, hidden: int) -> np.ndarray:  # type: ignore[type-arg]
+def _reorder(op_type: str, array: Array, hidden: int) -> Array:
     gates = [array[i * hidden : (i + 1) * hidden] for i in range(len(_GATES[op_type]))]
     return np.concatenate([gates[i] for i in _GATES[op_type]])
 
 
+def _shape(tensor: onnx_ir.TensorProtocol) -> tuple[int, ...]:
+    return tuple(int(n) for n in tensor.shape)  # type: ignore[arg-type]
+
+
 def _gates(b: Builder, op_type: str, weights: Sequence[Value], hidden: int) -> Value:
     tensors = [_data(b, w) for w in weights]
-    shape = [len(tensors), *(int(d) for d in tensors[0].shape)]
+    shape = [len(tensors), *_shape(tensors[0])]
     data = lazy(lambda: np.stack([_reorder(op_type, t.numpy(), hidden) for t in tensors]), tensors[0].dtype, shape)
     return b.initializer(data, f"{weights[0].name}.gates")
 
 
 def _biases(b: Builder, op_type: str, pairs: Sequence[tuple[Value, Value]], hidden: int) -> Value:
     tensors = [[_data(b, v) for v in pair] for pair in pairs]
-    width = int(tensors[0][0].shape[0])
+    width = _shape(tensors[0][0])[0]
 
-    def compute() -> np.ndarray:  # type: ignore[type-arg]
+    def compute() -> Array:
         rows = [np.concatenate([_reorder(op_type, t.numpy(), hidden) for t in pair]) for pair in tensors]
         return np.stack(rows)
 

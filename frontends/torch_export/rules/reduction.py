@@ -177,5 +177,3 @@ def numel(b: Builder, x: Value) -> Any:
 @rule("aten.count_nonzero.default", "aten.count_nonzero.dim_IntList")
 def count_nonzero(b: Builder, x: Value, dim: Axes = None) -> Value:
     return reduce(b, "ReduceSum", b.cast(b.cast(x, DataType.BOOL), DataType.INT64), dim)
-
-

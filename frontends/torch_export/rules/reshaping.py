@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
-import torch
 from onnx_ir import DataType, Value
 
 from ..builder import Builder, dims, rank
-from ..dtypes import is_float
 from ..expressions import Dim, Size
 from ..registry import rule
 
@@ -199,9 +197,8 @@ def _typed(values: Sequence[Value], dtype: DataType | None, shapes: Sequence[Seq
 
 @rule("aten.repeat.default", "aten.tile.default")
 def repeat(b: Builder, x: Value, repeats: list[Size]) -> Value:
-    counts = [b.dimensions.dim(n) for n in repeats]
-    if len(counts) < rank(x):
-        counts = [1] * (rank(x) - len(counts)) + counts
+    counts: list[Dim] = [1] * (rank(x) - len(repeats))
+    counts.extend(b.dimensions.dim(n) for n in repeats)
     if len(counts) > rank(x):
         shape = [*[1] * (len(counts) - rank(x)), *dims(x)]
         x = b.op("Unsqueeze", x, b.ints(list(range(len(counts) - rank(x)))), shape=shape)
@@ -334,7 +331,7 @@ def pixel_shuffle(b: Builder, x: Value, upscale_factor: int) -> Value:
 
 @rule("aten.pixel_unshuffle.default")
 def pixel_unshuffle(b: Builder, x: Value, downscale_factor: int) -> Value:
-    n, channels, height, width = dims(x)
+    n, channels = dims(x)[:2]
     f = downscale_factor
     out = b.shape
     parts = [n, channels, out[2], f, out[3], f]
@@ -363,21 +360,10 @@ def diff(
         shape[axis] = b.dimensions.unknown()
         after = b.op("Slice", x, b.ints([1]), b.ints([END]), b.ints([axis]), shape=shape)
         before = b.op("Slice", x, b.ints([0]), b.ints([-1]), b.ints([axis]), shape=shape)
-        if x.dtype == DataType.BOOL:
-            x = b.op("Xor", after, before)
-        else:
-            x = b.op("Sub", after, before)
+        x = b.op("Xor" if x.dtype == DataType.BOOL else "Sub", after, before)
     return x
 
 
 @rule("aten.view_as_complex.default", "aten.view_as_real.default", "aten.complex.default", "aten.polar.default")
 def complex_numbers(b: Builder, *_: Any) -> Value:
     raise b.unsupported("complex numbers have no kernels in ONNX Runtime")
-
-
-def is_whole(x: torch.Tensor) -> bool:
-    """Whether a fake tensor has no symbolic size."""
-    return all(isinstance(n, int) for n in x.shape)
-
-
-__all__ = ["END", "expand_to", "is_float", "reshape", "same_dim", "transpose"]
