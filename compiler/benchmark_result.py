@@ -149,7 +149,8 @@ class Result:
             cells = []
             for side in self.sides:
                 timing = timings[side.name]
-                cell = f"{timing.median * 1e3:.2f} ms ± {timing.spread * 1e3:.2f}"
+                scale, unit = (1e3, "ms") if timing.median >= 1e-3 else (1e6, "µs")
+                cell = f"{timing.median * scale:.2f} {unit} ± {timing.spread * scale:.2f}"
                 if side is not self.sides[0]:
                     cell += f"  {self.ratio(scenario, side.name):.2f}×"
                 cells.append(cell)

@@ -196,6 +196,10 @@ def test_statistics() -> None:
     assert (timing.median, timing.best, timing.spread) == (2.0, 1.0, 4.5)
     assert result.ratio("call", "b") == 2.0  # of pairs, so a slow spell of the machine counts for both
     assert result.ratio("call", "a", "b") == 0.5
+    result.memory = result.size = {"a": 1, "b": 2}
+    assert "2000.00 ms ± 4500.00" in str(result)
+    result.timings["call"]["a"] = Timing((2.5e-5,) * 3)
+    assert "25.00 µs ± 0.00" in str(result)
 
 
 def test_largest_difference() -> None:
