@@ -62,7 +62,7 @@ def open_cache(choice: bool | str | os.PathLike[str] | None, *, from_disk: bool)
     if choice is False or (choice is None and (not from_disk or os.environ.get(VARIABLE, "").lower() == "off")):
         return None
     if choice is not None and not isinstance(choice, bool | str | os.PathLike):
-        raise OptionError(f"cache={choice!r} is not a folder", fix="pass a path, True or False")
+        raise OptionError(f"cache={choice!r} is not a folder", where="cache=", fix="pass a path, True or False")
     folder = Path(choice) if isinstance(choice, str | os.PathLike) else default_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)

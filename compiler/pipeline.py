@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
-from ..ir.errors import BurnishError, OptionError, PassError, VerificationError, nearest
+from ..ir.errors import BurnishError, ModelError, OptionError, PassError, VerificationError, nearest
 from ..ir.graph import Graph, all_nodes
 from ..passes.base import Context, Outcome, Pass
 from ..passes.spec import check_order, format_pass
@@ -79,7 +79,14 @@ def run_passes(
     check_order(passes)
     records: list[PassRecord] = []
     for callback in callbacks:
-        callback.begin(graph)
+        try:
+            callback.begin(graph)
+        except VerificationError as error:
+            raise ModelError(
+                f"the imported graph is not valid: {error.what}",
+                where=error.where,
+                fix="repair the model; if it is right, report this with the model",
+            ) from error
     for at, item in enumerate(passes):
         spec = format_pass(item)
         context.progress(at, len(passes), spec)

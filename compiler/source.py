@@ -81,7 +81,7 @@ class Source:
         return self._import()
 
     def explain(self, error: BurnishError) -> BurnishError:
-        """The error that helps the user: a module that fails on the example inputs by itself has been given wrong ones."""
+        """The error that helps: a module that fails on the example inputs by itself was given wrong ones."""
         if not self._module or not isinstance(error, ModelError | UnsupportedError | VerificationError):
             return error
         import torch
@@ -241,12 +241,16 @@ def _module(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_s
 
 @contextlib.contextmanager
 def _quiet_torch() -> Iterator[None]:
-    """Hold torch's log back: what goes wrong is told once, in the error."""
+    """Hold torch's log back, unless the user asked for it: what goes wrong is told once, in the error."""
+    if "TORCH_LOGS" in os.environ:
+        yield
+        return
 
     def drop(record: logging.LogRecord) -> bool:
         return False
 
-    handlers = logging.getLogger("torch").handlers[:]
+    loggers = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict) if name.startswith("torch")]
+    handlers = [handler for logger in loggers for handler in logger.handlers]  # torch gives each logger its own
     for handler in handlers:
         handler.addFilter(drop)
     try:

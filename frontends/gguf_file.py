@@ -82,7 +82,7 @@ def open_gguf(path: Path) -> GgufFile:
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":
-        raise ModelError("not a GGUF file (it does not begin with GGUF)", where=str(path))
+        raise ModelError("not a GGUF file (it does not begin with GGUF)", where=str(path), fix="download it again")
     mapped = np.memmap(path, dtype=np.uint8, mode="r")
     try:
         return _Reader(mapped, path).read()
