@@ -101,8 +101,7 @@ class Manifest:
                     "passes": tuple(raw["passes"]),
                     "inputs": tuple(_spec(item) for item in raw["inputs"]),
                     "outputs": tuple(_spec(item) for item in raw["outputs"]),
-                    "decoder": decoder
-                    and DecoderSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in decoder.items()}),
+                    "decoder": decoder and _decoder(decoder),
                     "data": raw["data"] and FileRecord(**raw["data"]),
                     "companions": tuple(raw["companions"]),
                 }
@@ -116,6 +115,10 @@ class Manifest:
 def _spec(raw: Mapping[str, Any]) -> TensorSpec:
     shape = raw["shape"]
     return TensorSpec(raw["name"], raw["dtype"], None if shape is None else tuple(shape))
+
+
+def _decoder(raw: Mapping[str, Any]) -> DecoderSpec:
+    return DecoderSpec(**{**raw, "end_tokens": tuple(raw["end_tokens"])})
 
 
 def data_file(model: Path) -> Path:

@@ -9,9 +9,13 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..ir.errors import ArtifactError, OutputError
 from .artifact import MANIFEST_FILE, MODEL_FILE, Manifest, check_files, data_file, record
+
+if TYPE_CHECKING:
+    import onnx
 
 
 @contextlib.contextmanager
@@ -149,7 +153,7 @@ def _relocate(source: Path, target: Path, name: str) -> None:
     target.write_bytes(proto.SerializeToString())
 
 
-def _tensors(proto: object) -> Iterator[object]:  # of onnx.ModelProto and onnx.TensorProto, which must not be imported
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     from onnx.external_data_helper import _get_all_tensors
 
     yield from _get_all_tensors(proto)

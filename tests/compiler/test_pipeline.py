@@ -155,7 +155,7 @@ def test_a_lossless_pass_must_not_change_the_outputs(graph: Graph, network: Call
 def test_relative_error() -> None:
     a = np.asarray([3.0, 4.0])
     assert relative_error([[a]], [[a]]) == 0.0
-    assert relative_error([[a]], [[a + [0.0, 0.5]]]) == pytest.approx(0.1)
+    assert relative_error([[a]], [[a + np.asarray([0.0, 0.5])]]) == pytest.approx(0.1)
     assert relative_error([[a, a]], [[a, a * 2]]) == pytest.approx(1.0)
     assert relative_error([[a]], [[a[:1]]]) == np.inf
     assert relative_error([[a]], [[np.asarray([3.0, np.nan])]]) == np.inf

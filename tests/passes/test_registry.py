@@ -40,8 +40,9 @@ def test_unknown_name() -> None:
 
 def test_importing_the_names_imports_no_pass() -> None:
     program = (
-        "import sys, burnish.passes, burnish.passes.registry; "
-        "print([m for m in sys.modules if m.startswith('burnish.passes.') and m.count('.') > 2], 'torch' in sys.modules)"
+        "import sys, burnish.passes, burnish.passes.registry\n"
+        "deep = [name for name in sys.modules if name.startswith('burnish.passes.') and name.count('.') > 2]\n"
+        "print(deep, 'torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[] False"
