@@ -94,7 +94,12 @@ def export_forward(model: Any, inputs: Mapping[str, Natural]) -> tuple[torch.exp
         inputs: what it takes.
     """
     outputs: list[str] = []
-    dims = {name: torch.export.Dim(name) for natural in inputs.values() for name in natural.dynamic.values()}
+    longest = _longest(model.config)
+    dims = {
+        name: torch.export.Dim(name, max=longest if "sequence" in name else None)
+        for natural in inputs.values()
+        for name in natural.dynamic.values()
+    }
     values = [torch.zeros(natural.shape, dtype=natural.dtype, device="meta") for natural in inputs.values()]
     dynamic = [{axis: dims[name] for axis, name in natural.dynamic.items()} for natural in inputs.values()]
     with torch.no_grad():
@@ -103,3 +108,10 @@ def export_forward(model: Any, inputs: Mapping[str, Natural]) -> tuple[torch.exp
         )
     as_standard_operator(program)
     return program, (dynamic,), outputs
+
+
+def _longest(config: Any) -> int | None:
+    """The longest sequence that the table of positions has rows for; None if there is no table."""
+    text = getattr(config, "text_config", config)
+    found = getattr(text, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 1 else None

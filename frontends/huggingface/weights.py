@@ -182,7 +182,7 @@ def _converted(
         return {target: value[0] if isinstance(value, list) else value for target, value in made.items()}
 
     def values(tensor: Stored) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(tensor.read(onnx_dtype(wanted)))).to(wanted)
+        return torch.from_numpy(np.array(tensor.read(onnx_dtype(wanted)))).to(wanted)
 
     outline = convert(lambda tensor: torch.empty(tensor.shape, dtype=wanted, device="meta"))
     shared = Shared(lambda: convert(values), len(outline))
