@@ -156,7 +156,7 @@ class Result:
                 cells.append(cell)
             table.add_row(scenario, *cells)
         table.add_row("peak memory", *(f"{self.memory[side.name] / 1e6:.0f} MB" for side in self.sides))
-        table.add_row("size on disk", *(f"{self.size[side.name] / 1e6:.1f} MB" for side in self.sides))
+        table.add_row("size on disk", *(f"{self.size[s.name] / 1e6:.1f} MB" if not s.eager else "" for s in self.sides))
         if self.difference:
             cells = [f"{self.difference[s.name]:.1e} of range" if s.name in self.difference else "" for s in self.sides]
             table.add_row("largest difference", *cells)

@@ -173,5 +173,5 @@ def test_tables_of_figures_can_be_written() -> None:
     from burnish.tools.bench_results import fill
 
     fill((ROOT / "README.md").read_text(encoding="utf-8"), {"decoder": "", "machine": ""})
-    blocks = dict.fromkeys(("decoder", "machine", "files", "checks"), "")
+    blocks = dict.fromkeys(("decoder", "machine", "files", "scale", "checks"), "")
     fill((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8"), blocks)

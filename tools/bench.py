@@ -10,18 +10,22 @@ import json
 import sys
 from pathlib import Path
 
-from . import bench_decoder, bench_files
-from .bench_results import checks_table, decoder_table, files_table, fill, machine_line
+from . import bench_decoder, bench_files, bench_scale
+from .bench_results import checks_table, decoder_table, files_table, fill, machine_line, scale_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def render(results: Path, documents: Path) -> None:
     """Write the tables of ``results`` (a folder) into README.md and docs/benchmarks.md under ``documents``."""
-    decoder = json.loads((results / "decoder.json").read_text(encoding="utf-8"))
-    files = json.loads((results / "files.json").read_text(encoding="utf-8"))
+    names = ("decoder", "files", "scale")
+    decoder, files, scale = (json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in names)
     blocks = {"decoder": decoder_table(decoder), "machine": machine_line(decoder)}
-    more = blocks | {"files": files_table(files), "checks": checks_table(decoder, files)}
+    more = blocks | {
+        "files": files_table(files),
+        "scale": scale_table(scale),
+        "checks": checks_table(decoder, files, scale),
+    }
     for path, parts in ((documents / "README.md", blocks), (documents / "docs" / "benchmarks.md", more)):
         path.write_text(fill(path.read_text(encoding="utf-8"), parts), encoding="utf-8")
 
@@ -31,19 +35,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m burnish.tools.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--render", action="store_true", help="measure nothing, write the documents from the results")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--large", action="store_true", help="also compile the shape of Llama-2-7B (13.5 GB)")
     options = parser.parse_args(arguments)
     failed = 0
     if not options.render:
-        common = [
-            "--rounds",
-            str(options.rounds),
-            "--out",
-            str(ROOT / "benchmarks"),
-            "--work",
-            str(ROOT / "build/bench"),
-        ]
-        failed += bench_decoder.main(common)
-        failed += bench_files.main(common)
+        places = ["--out", str(ROOT / "benchmarks"), "--work", str(ROOT / "build/bench")]
+        failed += bench_decoder.main(["--rounds", str(options.rounds), *places])
+        failed += bench_files.main(["--rounds", str(options.rounds), *places])
+        failed += bench_scale.main([*places, *(["--large"] if options.large else [])])
     render(ROOT / "benchmarks", ROOT)
     return failed
 

@@ -19,7 +19,7 @@ from .perplexity import file_logits, perplexity
 from .text import held_out_text, load_tokenizer, windows
 
 BASELINE = "torch.onnx.export"
-RECIPES = ("default", "w4a16")
+RECIPES = ("default", "w8a16", "w4a16")
 
 
 def compiled_folder(work: Path, passes: str) -> Path:
@@ -57,6 +57,7 @@ def measure(work: Path, rounds: int, eager: bool) -> dict[str, Any]:
         Check("w4a16: decoding against torch.onnx.export", result.ratio(decoding, "w4a16"), 0.42, "×"),
         Check("w4a16: size on disk", result.size["w4a16"] / 1e6, 80.0, " MB"),
         Check("default: perplexity against float32", perplexities["default"] / perplexities[BASELINE], 1.0005, "×"),
+        Check("w8a16: perplexity against float32", perplexities["w8a16"] / perplexities[BASELINE], 1.01, "×"),
     ]
     return {
         "model": "SmolLM2-135M-Instruct",

@@ -57,7 +57,7 @@ def decoder_table(results: Mapping[str, Any]) -> str:
     """Markdown table of ``decoder.json``: a column a side, the first being what ratios refer to."""
     sides = list(results["sides"])
     base = sides[0]
-    titles = {"default": "Burnish `default`", "w4a16": "Burnish `w4a16`", base: f"`{base}`, ONNX Runtime"}
+    titles = {name: f"Burnish `{name}`" for name in ("default", "w8a16", "w4a16")} | {base: f"`{base}`, ONNX Runtime"}
     rows = [["size on disk", *(f"{size / 1e6:.0f} MB" if (size := results["model_bytes"][s]) else "–" for s in sides)]]
     rows.append(["peak memory", *(f"{results['peak_memory_bytes'][side] / 1e6:.0f} MB" for side in sides)])
     for scenario, figures in results["scenarios"].items():
@@ -84,6 +84,22 @@ def files_table(results: Mapping[str, Any]) -> str:
             ]
         )
     return _table(["float32 ONNX file", "as it came", "Burnish `default`", "ratio", "difference, of range"], rows)
+
+
+def scale_table(results: Mapping[str, Any]) -> str:
+    """Markdown table of ``scale.json``: a row a model that was compiled."""
+    rows = [
+        [
+            row["model"],
+            str(row["layers"]),
+            f"{row['weight_bytes'] / 1e9:.2f} GB",
+            f"{row['compiled_bytes'] / 1e9:.2f} GB",
+            f"{row['seconds']:.0f} s",
+            f"{row['peak_anonymous_bytes'] / 1e6:.0f} MB",
+        ]
+        for row in results["compiling"]
+    ]
+    return _table(["shape of", "layers", "weights, bfloat16", "compiled, 4 bits", "time", "peak memory"], rows)
 
 
 def checks_table(*results: Mapping[str, Any]) -> str:

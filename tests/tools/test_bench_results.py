@@ -81,11 +81,18 @@ def test_files_are_measured_and_rendered(
 
     write_results(tmp_path / "decoder.json", decoder)
     write_results(tmp_path / "files.json", results)
+    row = {
+        "model": "tiny", "layers": 3, "weight_bytes": 2_200_000_000, "compiled_bytes": 620_000_000, "seconds": 21.4,
+        "peak_anonymous_bytes": 900_000_000,
+    }  # fmt: skip
+    write_results(tmp_path / "scale.json", {"compiling": [row], "checks": []})
     (tmp_path / "docs").mkdir()
     block = "<!-- {0} -->\n<!-- end {0} -->\n"
     (tmp_path / "README.md").write_text("".join(block.format(name) for name in ("decoder", "machine")))
-    names = ("decoder", "machine", "files", "checks")
+    names = ("decoder", "machine", "files", "scale", "checks")
     (tmp_path / "docs" / "benchmarks.md").write_text("".join(block.format(name) for name in names))
     bench.render(tmp_path, tmp_path)
     assert "| size on disk | 540 MB | 80 MB |" in (tmp_path / "README.md").read_text()
-    assert "| linear | " in (tmp_path / "docs" / "benchmarks.md").read_text()
+    page = (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert "| linear | " in page
+    assert "| tiny | 3 | 2.20 GB | 0.62 GB | 21 s | 900 MB |" in page
