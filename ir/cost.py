@@ -2,7 +2,9 @@
 
 A multiplication and an addition count one operation each, so a matrix product of [M, K] and [K, N] is 2·M·K·N.
 Exponentials and the like count as the few operations of ``traits.Trait.work``. Bytes are what the node must read and
-write if nothing is fused: a Gather reads the rows that it picks, a Reshape moves nothing.
+write if nothing is fused: a Gather reads the rows that it picks, a Reshape moves nothing. What is made of weights alone
+(a transposed weight, a dequantized one) is prepared once or inside its reader: it costs nothing, and who reads it reads
+the weights it is made of, in their own size.
 """
 
 from __future__ import annotations
@@ -75,6 +77,8 @@ def flops(node: onnx_ir.Node) -> Dim:
     row = trait(node)
     if row is None or row.kind is Kind.CONTROL:
         return UNKNOWN
+    if _prepared(node) is not None:
+        return 0
     formula = _FORMULAS.get(node.op_type)
     if formula is not None:
         return formula(node)
@@ -93,6 +97,8 @@ def byte_count(node: onnx_ir.Node) -> Dim:
     row = trait(node)
     if row is not None and row.kind is Kind.CONTROL:
         return UNKNOWN
+    if _prepared(node) is not None:
+        return 0
     written = total(_bytes(v) for v in node.outputs if v.name or v.uses())
     if node.op_type in ("Gather", "GatherElements", "GatherND", "Slice", "Split", "Compress"):
         # They read only what they pick.
@@ -100,7 +106,28 @@ def byte_count(node: onnx_ir.Node) -> Dim:
     if node.op_type == "GatherBlockQuantized":
         bits = attribute(node, "bits", 4)
         return add(written, exact_div(mul(_elements(node.outputs[0]), bits), 8))
-    return add(written, total(_bytes(v) for v in _present(node.inputs)))
+    return add(written, total(_read(v) for v in _present(node.inputs)))
+
+
+def _prepared(node: onnx_ir.Node | None) -> list[onnx_ir.Value] | None:
+    """The weights that ``node`` is made of, if it only rearranges or decodes weights; else None."""
+    if node is None or node.op_type not in ("Transpose", "DequantizeLinear", "Reshape", "Cast", "Identity"):
+        return None
+    found: list[onnx_ir.Value] = []
+    for value in _present(node.inputs):
+        if value.is_initializer():
+            found.append(value)
+            continue
+        inner = _prepared(value.producer())
+        if inner is None:
+            return None
+        found += inner
+    return found
+
+
+def _read(value: onnx_ir.Value) -> Dim:
+    weights = _prepared(value.producer())
+    return _bytes(value) if weights is None else total(map(_bytes, weights))
 
 
 def _present(values: Iterable[onnx_ir.Value | None]) -> list[onnx_ir.Value]:

@@ -126,3 +126,16 @@ def test_graph(parse: Any) -> None:
     assert cost.bytes == 2 * 96 + (96 + 128 + 48)
     assert cost.weights == np.zeros((8, 4), np.float32).nbytes
     assert cost.unknown == []
+
+
+def test_weights_are_read_in_their_own_size(parse: Any) -> None:
+    codes = ", ".join(["1"] * 32)
+    model = parse(
+        f"""agraph (float[M, 8] x) => (float[M, 4] y) <uint8[4, 8] q = {{{codes}}}, float s = {{0.5}}> {{
+            w = DequantizeLinear(q, s) t = Transpose<perm = [1, 0]>(w) y = MatMul(x, t) }}"""
+    )
+    infer_graph(model)
+    dequantize, transpose, product = model.graph
+    assert [node_cost(n, {"M": 1}) for n in (dequantize, transpose)] == [Cost(0, 0), Cost(0, 0)]
+    # x, 32 codes of a byte and one scale, y.
+    assert node_cost(product, {"M": 1}) == Cost(2 * 8 * 4, 32 + (32 + 4) + 16)
