@@ -165,7 +165,7 @@ def _is_torch(value: Any) -> bool:
 
 def _native(name: str, value: Any) -> tuple[Any, Any]:
     """The runtime's value that shares the memory of ``value``, and what must stay alive meanwhile."""
-    if isinstance(value, OrtValue):
+    if isinstance(value, onnxruntime.OrtValue):
         return value._get_c_value(), value
     if _is_torch(value):
         if str(value.device.type) != "cpu":
@@ -187,7 +187,7 @@ def _native(name: str, value: Any) -> tuple[Any, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, OrtValue):
+    if isinstance(value, onnxruntime.OrtValue):
         return value.numpy()
     return value.detach().numpy() if _is_torch(value) else value
 
@@ -217,7 +217,7 @@ _TYPESTR = {
 
 def to_numpy(value: Any) -> Any:
     """An output as an array over the runtime's memory; bfloat16 as ``ml_dtypes.bfloat16``."""
-    if isinstance(value, OrtValue):
+    if isinstance(value, onnxruntime.OrtValue):
         value = value._get_c_value()
     kind = value.data_type()
     typestr = _TYPESTR.get(kind)

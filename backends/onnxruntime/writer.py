@@ -196,7 +196,7 @@ def _serialize(graph: Graph, data: BinaryIO | None, location: str, total: int, p
                     placed[key].offset,
                     int(tensor.nbytes),
                     tensor.dtype,
-                    shape=onnx_ir.Shape(tensor.shape),
+                    shape=onnx_ir.Shape(tensor.shape.numpy()),
                     name=name,
                 )
             else:
@@ -218,7 +218,7 @@ def _serialize(graph: Graph, data: BinaryIO | None, location: str, total: int, p
 def _inline(tensor: onnx_ir.TensorProtocol, name: str) -> onnx_ir.TensorProtocol:
     raw = np.frombuffer(_read(tensor), np.uint8)
     if tensor.dtype.bitwidth < 8:
-        return onnx_ir.PackedTensor(raw, tensor.dtype, shape=onnx_ir.Shape(tensor.shape), name=name)
+        return onnx_ir.PackedTensor(raw, tensor.dtype, shape=onnx_ir.Shape(tensor.shape.numpy()), name=name)
     array = raw.view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
     return onnx_ir.Tensor(array, dtype=tensor.dtype, name=name)
 
