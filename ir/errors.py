@@ -76,10 +76,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that offers the known names nearest to ``name``."""
     names = sorted(known)
     close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    if len(names) > LISTED:
-        listed = f"{', '.join(names[:LISTED])} and {len(names) - LISTED} more"
-    else:
-        listed = ", ".join(names)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    listed = ", ".join(names[:LISTED]) + more
     if close:
         return f"did you mean {close[0]!r}? Known: {listed}"
     return f"known: {listed}"
