@@ -7,8 +7,10 @@ from typing import Literal
 from ...ir.errors import OptionError, nearest
 from ...ir.graph import Graph
 from ...ir.remarks import Remark
+from .attention import lower_attention
 from .legality import check, nonstandard
 from .nbits import lower_quantized
+from .normalization import lower_skip_norms
 from .transposes import fold_transposes
 
 Target = Literal["onnxruntime", "onnx"]
@@ -40,6 +42,8 @@ def lower(graph: Graph, target: str = "onnxruntime") -> list[Remark]:
         return remarks
     remarks = lower_quantized(graph)
     remarks += fold_transposes(graph)
+    remarks += lower_attention(graph)
+    remarks += lower_skip_norms(graph)
     remarks += check(graph)
     for name, count in sorted(nonstandard(graph).items()):
         remarks.append(Remark("applied", "", f"non-standard operator {name} used {count} times", {name: count}))
