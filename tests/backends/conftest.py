@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir
 import pytest
-
 from burnish.ir.graph import MODULE
 from burnish.ir.rewrite import Editor
 from burnish.passes.base import Context

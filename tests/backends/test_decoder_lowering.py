@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnx_ir
 import pytest
-
 from burnish.backends.onnxruntime.lower import lower
 from burnish.backends.onnxruntime.session import Session
 from burnish.backends.onnxruntime.writer import to_bytes

@@ -4,7 +4,6 @@ import numpy as np
 import onnx_ir
 import onnxruntime
 import pytest
-
 from burnish.backends.onnxruntime import kernels
 from burnish.backends.onnxruntime.kernels import Kernel
 from burnish.backends.onnxruntime.legality import check

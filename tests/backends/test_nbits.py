@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 import onnx_ir
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from burnish.backends.onnxruntime.check import asked, check_running, running
 from burnish.backends.onnxruntime.lower import lower
 from burnish.backends.onnxruntime.session import Session
@@ -21,6 +18,8 @@ from burnish.ir.errors import OptionError, VerificationError
 from burnish.ir.rewrite import Editor
 from burnish.passes.base import Context
 from burnish.passes.quantize import Quantize, Scheme, rtn
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 Make = Callable[..., onnx_ir.Model]
 IDS = np.random.default_rng(1).integers(0, 4096, (2, 7))

@@ -12,7 +12,6 @@ import onnx
 import onnx.reference
 import onnx_ir
 import pytest
-
 from burnish.backends.onnxruntime.check import running
 from burnish.backends.onnxruntime.lower import lower
 from burnish.backends.onnxruntime.session import Session

@@ -13,7 +13,6 @@ import onnx_ir
 import onnxruntime
 import pytest
 import torch
-
 from burnish.backends.onnxruntime.session import Session
 from burnish.backends.onnxruntime.writer import to_bytes, write
 from burnish.ir.errors import ArtifactError, BurnishError, InputError, ModelError, OptionError, UnsupportedError

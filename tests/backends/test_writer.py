@@ -14,7 +14,6 @@ import numpy as np
 import onnx
 import onnx_ir
 import pytest
-
 from burnish.backends.onnxruntime import writer
 from burnish.backends.onnxruntime.session import Session
 from burnish.backends.onnxruntime.writer import stored_bytes, to_bytes, write

@@ -8,7 +8,6 @@ import onnx
 import onnx.reference
 import onnx_ir
 import pytest
-
 from burnish.ir.errors import ModelError, OptionError, SelectorError, UnsupportedError
 from burnish.ir.graph import MODULE
 from burnish.ir.rewrite import Editor

@@ -3,11 +3,10 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from burnish.passes.quantize import rtn
 from burnish.passes.quantize.scheme import Scheme
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 schemes = st.builds(
     Scheme, bits=st.sampled_from([4, 8]), group_size=st.sampled_from([0, 16, 32, 64, 128]), symmetric=st.booleans()

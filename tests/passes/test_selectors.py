@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import onnx_ir
 import pytest
-
 from burnish.ir.errors import SelectorError
 from burnish.passes import selectors
 
