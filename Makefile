@@ -26,8 +26,9 @@ lint: $(READY)
 	MYPYPATH=$(VENV)/typing $(BIN)/mypy --config-file pyproject.toml $(addprefix -p burnish.,$(PACKAGES))
 
 # Every figure of docs/benchmarks.md and the README's table, measured here and written into both.
+# `make bench BENCH=--large` also compiles the shape of Llama-2-7B (20 GB of disk).
 bench: $(READY)
-	$(BIN)/python -m burnish.tools.bench
+	$(BIN)/python -m burnish.tools.bench $(BENCH)
 
 clean:
 	rm -rf $(VENV)

@@ -48,7 +48,7 @@ def compile_shape(name: str, layers: int | None, work: Path) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
     try:
         weights = make_folder(shape, source)
-        program = "from burnish.compiler.cli import main; main()"
+        program = "import os, sys; sys.stdout = open(os.devnull, 'w'); from burnish.compiler.cli import main; main()"
         command = [sys.executable, "-c", program, "compile", str(source), "-o", str(output)]
         usage = measure([*command, "--passes", "w4a16", "--no-cache"])
         if usage.status:
