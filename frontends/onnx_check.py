@@ -173,4 +173,4 @@ def _tensors(graph: Graph) -> Iterator[tuple[str, onnx_ir.TensorProtocol]]:
     for node in all_nodes(graph):
         for attr in node.attributes.values():
             if attr.type == onnx_ir.AttributeType.TENSOR:
-                yield node.name or "", attr.as_tensor()
+                yield node.name or "", attr.value  # as_tensor() checks a protocol, slowly

@@ -63,6 +63,10 @@ def tensor_of(value: onnx_ir.Value | None) -> onnx_ir.TensorProtocol | None:
     node = value.producer()
     if is_op(node, "Constant"):
         assert node is not None
+        attr = node.attributes.get("value")
+        if attr is not None and attr.type == onnx_ir.AttributeType.TENSOR and not attr.is_ref():
+            tensor: onnx_ir.TensorProtocol = attr.value
+            return tensor
         return onnx_ir.convenience.get_const_tensor(value)
     return None
 

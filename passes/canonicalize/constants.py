@@ -16,7 +16,7 @@ import onnx
 import onnx_ir
 
 from ...ir.graph import constant, tensor_of
-from ...ir.rewrite import Editor, provenance
+from ...ir.rewrite import Editor
 from .duplicates import deterministic
 from .work import Work, used
 
@@ -94,9 +94,7 @@ def fold(work: Work) -> None:
             continue
         editor = work.edit("constant folding", node)
         for value in values:
-            new = editor.initializer(results[value], value.name or node.op_type)
-            new.metadata_props.update(provenance([node], "constant folding"))
-            editor.replace(value, new)
+            editor.replace(value, editor.initializer(results[value], value.name or node.op_type))
         work.count("constant folding")
     for node in reversed(nodes):
         if node.graph is not None and not any(used(v) for v in node.outputs):

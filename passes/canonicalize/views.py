@@ -52,15 +52,6 @@ def reshape_target(source: Sequence[Dim] | None, target: Sequence[Dim], *, input
     return shape
 
 
-def input_symbols(work: Work) -> frozenset[str]:
-    """Names of the dimensions of the graph's inputs."""
-    found: set[str] = set()
-    for value in work.graph.graph.inputs:
-        for dim in dims_of(value) or ():
-            found |= symbols_of(dim)
-    return frozenset(found)
-
-
 def _reshape(work: Work, node: onnx_ir.Node) -> bool:
     """``Reshape`` reads the value before the views in front of it, and its shape is constant where provable."""
     value, shape = node.inputs[0], node.inputs[1]
@@ -70,7 +61,7 @@ def _reshape(work: Work, node: onnx_ir.Node) -> bool:
     target = _target(work, node)
     if target is None:
         return False
-    symbols = input_symbols(work)
+    symbols = work.input_symbols
     fixed = constant(shape, limit=64)
     new = reshape_target(dims_of(source), target, inputs=symbols)
     if source is not value:

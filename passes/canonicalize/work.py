@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import onnx_ir
 
 from ...ir.graph import RULE, Graph, module_path
 from ...ir.rewrite import Editor
-from ...ir.symbolic import Dim, same
+from ...ir.symbolic import Dim, same, symbols_of
 from ...ir.values import Evaluator, SymbolicValue
 from ..base import Outcome
 
@@ -38,6 +39,13 @@ class Work:
     def symbolic(self, value: onnx_ir.Value | None) -> SymbolicValue | None:
         """What is known of the elements of a small tensor of sizes."""
         return self._evaluator.of(value)
+
+    @functools.cached_property
+    def input_symbols(self) -> frozenset[str]:
+        """Names of the dimensions of the graph's inputs."""
+        return frozenset(
+            s for value in self.graph.graph.inputs for dim in dims_of(value) or () for s in symbols_of(dim)
+        )
 
     def forget(self) -> None:
         """Look at symbolic values afresh: shapes became known."""

@@ -174,6 +174,9 @@ def _replace(site: Site, softmax: onnx_ir.Node, scores: _Scores, masks: Masks) -
     reason = site.unsupported("Attention", dtype)
     if reason is not None or k.dtype != dtype or v.dtype != dtype:
         raise Refused(reason or "queries, keys and values differ in element type")
+    if dtype == onnx_ir.DataType.FLOAT16 and softmax.outputs[0].dtype == dtype:
+        # ONNX Runtime's kernel fails ONNX's own test of it (test_attention_4d_causal_fp16), the decomposed form passes.
+        raise Refused("a softmax in float16 rounds less well in the fused kernel")
     if size == 3:
         q, k, v = (edit.op("Unsqueeze", [x, edit.ints([0])], dtype=dtype) for x in (q, k, v))
     else:
@@ -206,4 +209,3 @@ def _finish(
     if size == 3:
         new = edit.op("Squeeze", [new, edit.ints([0])], dtype=new.dtype, shape=product.outputs[0].shape)
     site.finish(edit, product.outputs[0], new, "Attention")
-
