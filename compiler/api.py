@@ -11,12 +11,12 @@ from typing import Any
 from ..ir.errors import OptionError
 from ..passes.spec import Passes
 from .build import Built, build, recipe
+from .calibration import DataFile
 from .model import CompiledModel
 from .progress import terminal_progress
 from .report import Report
 from .source import Source
 from .storage import check_target, publish
-from .text import TextFile
 
 
 def compile(
@@ -75,7 +75,7 @@ def export(
     *,
     dynamic_shapes: Any = None,
     passes: Passes = "default",
-    calibration: Iterable[Any] | TextFile | None = None,
+    calibration: Iterable[Any] | DataFile | None = None,
     target: str = "onnxruntime",
     verify: str = "structure",
     cache: bool | str | os.PathLike[str] | None = None,
@@ -90,7 +90,7 @@ def export(
         example_inputs: see :func:`compile`.
         dynamic_shapes: see :func:`compile`.
         passes: see :func:`compile`.
-        calibration: see :func:`compile`; or a text file.
+        calibration: see :func:`compile`; or a file.
         target: ``"onnxruntime"`` (its own operators allowed) or ``"onnx"`` (standard operators only).
         verify: see :func:`compile`.
         cache: see :func:`compile`.

@@ -33,6 +33,7 @@ from ..passes.base import Context, Pass
 from ..passes.spec import Passes, check_order, format_pass, implied, parse
 from .artifact import MANIFEST_KEY, MODEL_FILE, REPORT_KEY, Manifest, data_file, record, stamp
 from .cache import Cache, cacheable, digest_graph, digest_path, key_of, open_cache
+from .calibration import DataFile
 from .inputs import Calibration, made_up
 from .measure import measure, node_count, weight_count
 from .pipeline import Callback, PassRecord, Verify, check_mode, run_passes
@@ -41,7 +42,6 @@ from .report import PassReport, RemarkGroup, Report, group
 from .requirements import oldest_runtime
 from .source import Source
 from .storage import write_manifest, writing
-from .text import TextFile
 from .verification import NumericsCheck, StructureCheck
 
 _BACKENDS = ("auto", "onnxruntime")
@@ -63,7 +63,7 @@ class Recipe:
     passes: tuple[Pass, ...]
     target: str = "onnxruntime"
     verify: Verify = "structure"
-    calibration: Iterable[Any] | TextFile | None = None
+    calibration: Iterable[Any] | DataFile | None = None
 
 
 @dataclass
@@ -89,7 +89,7 @@ def recipe(
     backend: str = "auto",
     target: str = "onnxruntime",
     verify: str = "structure",
-    calibration: Iterable[Any] | TextFile | None = None,
+    calibration: Iterable[Any] | DataFile | None = None,
 ) -> Recipe:
     """Check the options of a compilation before anything is read.
 
@@ -232,12 +232,13 @@ def _compile(
     graph = imported.graph
     nodes_before, weights = node_count(graph), weight_count(graph)
     given = how.calibration
-    items = given.inputs(imported) if isinstance(given, TextFile) else given
+    items = given.inputs(imported) if isinstance(given, DataFile) else given
     calibration = None if items is None else Calibration(items, imported.signature)
     numerics = None
     callbacks: list[Callback] = [] if how.verify == "off" else [StructureCheck()]
     if how.verify == "numerics":
-        numerics = NumericsCheck(_feeds(source, imported, calibration), how.target)
+        numerics, said = _numerics(source, imported, calibration, how.target)
+        remarks += said
         callbacks.append(numerics)
     context = Context(how.target, calibration, progress)
     with _timed(seconds, "passes"):
@@ -319,13 +320,19 @@ def _verify_lowered(graph: Any, records: Sequence[PassRecord]) -> None:
         ) from error
 
 
-def _feeds(source: Source, imported: Imported, calibration: Calibration | None) -> list[Any]:
-    """Inputs to compare numbers on: the user's example, else two of the calibration inputs, else made-up ones."""
+def _numerics(
+    source: Source, imported: Imported, calibration: Calibration | None, target: str
+) -> tuple[NumericsCheck, list[Remark]]:
+    """Compares numbers on the user's example, else on two of the calibration inputs, else on made-up ones."""
     if source.example is not None:
-        return [imported.signature.flatten(*source.example)]
+        return NumericsCheck([imported.signature.flatten(*source.example)], target), []
     if calibration is not None:
-        return [feeds for feeds, _ in zip(calibration, range(2), strict=False)]
-    return [made_up(imported.signature.inputs, imported.decoder)]
+        return NumericsCheck([feeds for feeds, _ in zip(calibration, range(2), strict=False)], target), []
+    feeds = [made_up(imported.signature.inputs, imported.decoder)]
+    remark = Remark(
+        "applied", "", "numbers were compared on random inputs: no example or calibration inputs were given"
+    )
+    return NumericsCheck(feeds, target, made_up=True), [remark]
 
 
 def _pass_report(item: PassRecord) -> PassReport:

@@ -109,7 +109,8 @@ def compile_command(
         str, typer.Option("--passes", help='A preset or a list, e.g. "w4a16" or "quantize(bits=8)"; "" for none.')
     ] = "default",
     calibration: Annotated[
-        Path | None, typer.Option("--calibration", help="Text for passes and checks that look at data.")
+        Path | None,
+        typer.Option("--calibration", help="Data to look at: text, or an .npz file with an array by input name."),
     ] = None,
     target: Annotated[
         str, typer.Option("--target", help="onnxruntime, or onnx (standard operators only).")
@@ -127,13 +128,13 @@ def compile_command(
     if report is not None and not report.absolute().parent.is_dir():
         raise OutputError("the folder does not exist", where=str(report.absolute().parent), fix="create it first")
     from .api import export
-    from .text import TextFile
+    from .calibration import DataFile
 
     result = export(
         model,
         output,
         passes=passes,
-        calibration=None if calibration is None else TextFile(calibration),
+        calibration=None if calibration is None else DataFile(calibration),
         target=target,
         verify=verify,
         cache=False if no_cache else None,

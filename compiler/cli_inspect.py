@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,7 +89,7 @@ def _figures(path: Path, header: Header, manifest: Manifest | None) -> Any:
         bits = f"{8 * sizes.weight_bytes / weights:.2f} bits per weight"
         rows.append(("weights", f"{weights:,}, {size_text(sizes.weight_bytes)}, {bits}"))
     for label, values in (("input", model.graph.inputs), ("output", model.graph.outputs)):
-        lines = [_typed(value) for value in values if label == "output" or not value.is_initializer()]
+        lines = _merged([_typed(value) for value in values if label == "output" or not value.is_initializer()])
         if len(lines) > 12:
             lines = [*lines[:9], f"… {len(lines) - 10} more", lines[-1]]
         rows += [(label if i == 0 else "", line) for i, line in enumerate(lines)]
@@ -119,6 +120,20 @@ def _elements(model: Any) -> int:
     return weight_count(model)
 
 
+def _merged(lines: list[str]) -> list[str]:
+    """Lines that differ in the number inside their name alone as one: ``past.0…29.key: float[…]``."""
+    found: dict[str, list[int]] = {}
+    for line in lines:
+        name, _, rest = line.partition(":")
+        number = re.search(r"(?<=\.)\d+(?=\.)", name)
+        key = f"{name[: number.start()]}\0{name[number.end() :]}:{rest}" if number else line
+        found.setdefault(key, []).append(int(number[0]) if number else 0)
+    return [
+        key.replace("\0", f"{numbers[0]}…{numbers[-1]}" if len(numbers) > 1 else str(numbers[0]))
+        for key, numbers in found.items()
+    ]
+
+
 def _typed(value: Any) -> str:
     shape = "?" if value.shape is None else ", ".join("?" if str(dim) == "None" else str(dim) for dim in value.shape)
     return f"{value.name}: {value.dtype.name.lower() if value.dtype is not None else value.type}[{shape}]"
@@ -140,13 +155,14 @@ def compare(
     from ..backends.onnxruntime.session import Session
     from ..frontends.onnx_file import import_onnx
     from ..ir.diff import diff
+    from .calibration import load_arrays
     from .report import error_text
     from .verification import relative_error
 
     paths = [onnx_path(a), onnx_path(b)]
     graphs = [import_onnx(path, opset=None).graph for path in paths]
     print(diff(*graphs))
-    feeds = _load_inputs(inputs) if inputs is not None else None
+    feeds = load_arrays(inputs) if inputs is not None else None
     results: list[dict[str, Any]] = []
     for path in paths:
         session = Session(path)
@@ -203,20 +219,6 @@ def _made_up(specs: tuple[TensorSpec, ...], path: Path) -> dict[str, np.ndarray[
     return made_up(specs, decoder)
 
 
-def _load_inputs(path: Path) -> dict[str, Any]:
-    import zipfile
-
-    import numpy as np
-
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"the inputs cannot be read: {error}", where=str(path), fix="write them with numpy.savez(path, name=array)"
-        ) from error
-
-
 @app.command()
 @told
 def benchmark(
@@ -231,6 +233,7 @@ def benchmark(
 ) -> None:
     """Time a model, or two side by side: a process each, rounds alternated."""
     from .benchmark import benchmark as run
+    from .calibration import load_arrays
     from .progress import terminal_progress
 
     with terminal_progress() as show:
@@ -239,7 +242,7 @@ def benchmark(
             rounds=rounds,
             threads=threads,
             dims=_dims(dim or []),
-            inputs=_load_inputs(inputs) if inputs is not None else None,
+            inputs=load_arrays(inputs) if inputs is not None else None,
             progress=show,
         )
     if output is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from ..ir.errors import VerificationError
+from ..ir.errors import BurnishError, InputError, VerificationError
 from ..ir.graph import Graph, all_nodes
 from ..ir.verify import touched, verify
 from ..passes.base import Pass, Stage
@@ -64,16 +64,30 @@ class NumericsCheck:
     Args:
         feeds: graph inputs by name; one mapping a run.
         target: where the result is to run.
+        made_up: whether the inputs are random ones that the model may not take.
     """
 
-    def __init__(self, feeds: Sequence[Mapping[str, Any]], target: str) -> None:
-        self._feeds, self._target = feeds, target
+    def __init__(self, feeds: Sequence[Mapping[str, Any]], target: str, *, made_up: bool = False) -> None:
+        self._feeds, self._target, self._made_up = feeds, target, made_up
         self._before: list[list[np.ndarray[Any, Any]]] = []
         self.first: list[list[np.ndarray[Any, Any]]] = []
 
     def begin(self, graph: Graph) -> None:
-        """Run the graph as it came in."""
-        self.first = self._before = self._run(graph)
+        """Run the graph as it came in.
+
+        Raises:
+            InputError: it does not run on inputs that were made up.
+        """
+        try:
+            self.first = self._before = self._run(graph)
+        except BurnishError as error:
+            if not self._made_up:
+                raise
+            raise InputError(
+                f"the model does not run on random inputs, so its numbers cannot be compared: {error.what}",
+                where=error.where,
+                fix="pass example_inputs= or calibration= (--calibration FILE.npz on the command line)",
+            ) from error
 
     def after(self, item: Pass, graph: Graph, record: PassRecord) -> None:
         """Run the graph again if the pass changed it, and note the error.

@@ -234,3 +234,27 @@ def test_interrupt(network: Callable, tmp_path: Path) -> None:
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130 and said.strip() == "interrupted"
     assert list(out.iterdir()) == []
+
+
+def test_inspect_merges_the_inputs_of_layers(decoder_file: Path) -> None:
+    from burnish.compiler.cli_inspect import _merged
+
+    lines = [f"past.{i}.{kind}: float[n, 8]" for i in range(30) for kind in ("key", "value")]
+    assert _merged(["ids: int64[n]", *lines, "past.3.key: int8[n]"]) == [
+        "ids: int64[n]",
+        "past.0…29.key: float[n, 8]",
+        "past.0…29.value: float[n, 8]",
+        "past.3.key: int8[n]",
+    ]
+    assert "past_key_values.0.key: float[batch, 2, past, 4]" in done("inspect", decoder_file)
+
+
+def test_calibration_arrays(network: Callable, tmp_path: Path) -> None:
+    made = network()
+    np.savez(tmp_path / "x.npz", x=made.x)
+    args = ["compile", made.path, "-o", tmp_path / "m.onnx", "--passes", "w8a16", "--verify", "numerics", "--no-cache"]
+    out = done(*args, "--calibration", tmp_path / "x.npz")
+    assert "random inputs" not in out
+    assert "random inputs" in done(*args, "--overwrite")
+    np.savez(tmp_path / "x.npz", z=made.x)
+    assert "no input 'z'" in refused(*args, "--overwrite", "--calibration", tmp_path / "x.npz")

@@ -170,3 +170,11 @@ def test_modes() -> None:
     assert [check_mode(mode) for mode in ("off", "structure", "numerics")] == ["off", "structure", "numerics"]
     with pytest.raises(OptionError, match="did you mean 'numerics'"):
         check_mode("numeric")
+
+
+def test_random_inputs_that_a_model_cannot_take(network: Callable) -> None:
+    graph = import_onnx(network().path).graph
+    wrong = {"x": np.ones((2, 63), np.float32)}
+    with pytest.raises(InputError, match="does not run on random inputs") as error:
+        run_passes(graph, [], Context(), [NumericsCheck([wrong], "onnxruntime", made_up=True)])
+    assert "--calibration" in str(error.value.fix)

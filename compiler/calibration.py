@@ -1,7 +1,8 @@
-"""Calibration text: a text file as token sequences, through the tokenizer that came with the model."""
+"""Calibration data on disk: arrays, or text that becomes tokens through the tokenizer that came with the model."""
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,27 @@ from ..ir.errors import InputError, UnsupportedError
 from ..ir.signature import numpy_dtype
 
 
+def load_arrays(path: Path) -> dict[str, Any]:
+    """Arrays by input name out of an ``.npz`` file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"the inputs cannot be read: {error}", where=str(path), fix="write them with numpy.savez(path, name=array)"
+        ) from error
+
+
 @dataclass(frozen=True)
-class TextFile:
-    """A text file to calibrate on.
+class DataFile:
+    """A file to calibrate on.
 
     Attributes:
-        path: UTF-8 text.
+        path: UTF-8 text, or an ``.npz`` file with an array by input name.
         length: tokens a sequence.
         most: sequences at most.
     """
@@ -28,12 +44,14 @@ class TextFile:
     most: int = 32
 
     def inputs(self, imported: Imported) -> list[dict[str, Any]]:
-        """The text as inputs of ``imported``, one sequence each.
+        """The file as inputs of ``imported``, one sequence each.
 
         Raises:
             InputError: the file cannot be read, or holds less than two tokens.
             UnsupportedError: the model brings no tokenizer, or takes something else than tokens.
         """
+        if self.path.suffix.lower() == ".npz":
+            return [load_arrays(self.path)]
         try:
             text = self.path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
