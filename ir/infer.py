@@ -136,7 +136,7 @@ def _infer_nodes(
                 _bind_loop(node, body)
                 _infer_nodes(graph, body, evaluator, roots, None, strict, found)
         try:
-            results = inferred(node, graph.opset_imports.get(node.domain, 1), evaluator)
+            results = inferred(node, graph.opset_imports.get(node.domain, 1), evaluator, graph)
         except VerificationError as error:
             if strict:
                 raise
@@ -149,18 +149,24 @@ def _infer_nodes(
                 namer.name(value)
 
 
-def inferred(node: onnx_ir.Node, opset: int, evaluator: Evaluator | None = None) -> Sequence[Typed]:
+def inferred(
+    node: onnx_ir.Node, opset: int, evaluator: Evaluator | None = None, graph: Graph | None = None
+) -> Sequence[Typed]:
     """(dtype, dims) of each output as far as the inputs tell; recorded types of the outputs are not looked at.
 
     Args:
         node: the node; its inputs carry what is known of their types.
         opset: version of the node's domain.
         evaluator: symbolic values worked out so far, where many nodes of one graph are asked about.
+        graph: the model, so that calls of its functions are followed.
 
     Raises:
         VerificationError: if the operator does not accept its inputs.
     """
     domain = "" if node.domain == "ai.onnx" else node.domain
+    function = None if graph is None or not graph.functions else graph.functions.get(node.op_identifier())
+    if function is not None:
+        return _of_function(node, function)
     rule = RULES.get((domain, node.op_type))
     if rule is not None and not _tensors_only(node):
         rule = None
@@ -291,6 +297,26 @@ def _common(values: Sequence[onnx_ir.Value]) -> Typed:
     unknown = onnx_ir.SymbolicDim(None)
     columns = zip(*(s for s in shapes if s is not None), strict=True)
     return dtype, tuple(c[0] if all(d == c[0] for d in c) else unknown for c in columns)
+
+
+def _of_function(node: onnx_ir.Node, function: onnx_ir.Function) -> list[Typed]:
+    """What the body of a function makes of the types of a call; functions called in it are not followed."""
+    body = function.clone()
+    for inner, outer in zip(body.inputs, node.inputs, strict=False):
+        if outer is not None:
+            inner.type, inner.shape, inner.const_value = outer.type, outer.shape, outer.const_value
+    evaluator = Evaluator()
+    for step in body:
+        for name, attr in list(step.attributes.items()):
+            if attr.is_ref():
+                given = node.attributes.get(attr.ref_attr_name or "", body.attributes.get(attr.ref_attr_name or ""))
+                del step.attributes[name]
+                if given is not None and given.value is not None:
+                    step.attributes[name] = onnx_ir.Attr(name, given.type, given.value)
+        results = inferred(step, body.opset_imports.get(step.domain, 1), evaluator)
+        for value, (dtype, dims) in zip(step.outputs, results, strict=False):
+            _fill(value, dtype, dims)
+    return [(v.dtype if type(v.type) is onnx_ir.TensorType else None, _dims(v)) for v in body.outputs]
 
 
 @lru_cache(maxsize=4096)

@@ -136,7 +136,9 @@ def _attribute(attr: onnx_ir.Attr) -> str:
         return f"@{attr.ref_attr_name}"
     if attr.type == onnx_ir.AttributeType.TENSOR:
         tensor = attr.value
-        return _numbers(tensor) if tensor.size <= SMALL else f"<{tensor.dtype.name.lower()}{list(tensor.shape)}>"
+        if tensor.size <= SMALL and tensor.dtype != onnx_ir.DataType.STRING:
+            return _numbers(tensor)
+        return f"<{tensor.dtype.name.lower()}{list(tensor.shape)}>"
     if attr.type == onnx_ir.AttributeType.FLOAT:
         return f"{attr.value:.6g}"
     if attr.type in (onnx_ir.AttributeType.INTS, onnx_ir.AttributeType.FLOATS, onnx_ir.AttributeType.STRINGS):

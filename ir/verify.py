@@ -195,7 +195,7 @@ def _types(graph: Graph, nodes: Iterable[onnx_ir.Node] | None) -> Iterator[_Prob
         if node.graph is None:
             continue
         try:
-            results = inferred(node, graph.opset_imports.get(node.domain, 1), evaluator)
+            results = inferred(node, graph.opset_imports.get(node.domain, 1), evaluator, graph)
         except VerificationError as error:
             yield f"{error.what} ({error.fix})", _at(node)
             continue

@@ -26,7 +26,7 @@ def matmul_dims(a: Dims | None, b: Dims | None) -> Dims | None:
 
 @rule("MatMul")
 def _matmul(view: View) -> list[Typed]:
-    return [(view.dtype(0), matmul_dims(view.dims(0), view.dims(1)))]
+    return [(view.common_dtype(0, 1), matmul_dims(view.dims(0), view.dims(1)))]
 
 
 @rule("MatMulInteger")
@@ -49,7 +49,7 @@ def _gemm(view: View) -> list[Typed]:
         return [(view.dtype(0), (UNKNOWN, UNKNOWN))]
     a = a[::-1] if view.attr("transA", 0) else a
     b = b[::-1] if view.attr("transB", 0) else b
-    return [(view.dtype(0), matmul_dims(a, b))]
+    return [(view.common_dtype(0, 1, 2), matmul_dims(a, b))]
 
 
 @rule("Einsum")

@@ -26,9 +26,8 @@ def _broadcast(view: View) -> list[Typed] | None:
     if view.opset < 7:
         return None
     count = len(view.node.inputs)
-    dtype = view.dtype(0)
-    if dtype is None and count > 1 and view.node.op_type != "Pow":
-        dtype = view.dtype(1)
+    # Pow alone takes an exponent of another type.
+    dtype = view.dtype(0) if view.node.op_type == "Pow" else view.common_dtype(*range(count))
     if count == 2:
         return [(dtype, broadcast(view.dims(0), view.dims(1)))]
     return [(dtype, broadcast(*(view.dims(i) for i in range(count))))]
@@ -38,6 +37,7 @@ def _broadcast(view: View) -> list[Typed] | None:
 def _compare(view: View) -> list[Typed] | None:
     if view.opset < 7:
         return None
+    view.common_dtype(0, 1)
     return [(DataType.BOOL, broadcast(view.dims(0), view.dims(1)))]
 
 
@@ -48,7 +48,7 @@ def _test(view: View) -> list[Typed]:
 
 @rule("Where")
 def _where(view: View) -> list[Typed]:
-    dtype = view.dtype(1) if view.dtype(1) is not None else view.dtype(2)
+    dtype = view.common_dtype(1, 2)
     return [(dtype, broadcast(view.dims(0), view.dims(1), view.dims(2)))]
 
 

@@ -26,8 +26,7 @@ from .view import DataType, ShapeError, Typed, View, broadcast, normalize, rule,
 @rule("Concat")
 def _concat(view: View) -> list[Typed]:
     shapes = [view.dims(i) for i in range(len(view.node.inputs))]
-    dtypes = [view.dtype(i) for i in range(len(view.node.inputs))]
-    dtype = next((d for d in dtypes if d is not None), None)
+    dtype = view.common_dtype(*range(len(view.node.inputs)))
     first = next((s for s in shapes if s is not None), None)
     if first is None:
         return [(dtype, None)]

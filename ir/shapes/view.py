@@ -41,6 +41,18 @@ class View:
         value = self.input(i)
         return None if value is None else value.dtype
 
+    def common_dtype(self, *positions: int) -> onnx_ir.DataType | None:
+        """The element type that these inputs must share; raises ShapeError if two differ."""
+        found: onnx_ir.DataType | None = None
+        for i in positions:
+            dtype = self.dtype(i)
+            if dtype is None or dtype == found:
+                continue
+            if found is not None:
+                raise ShapeError(f"inputs of types {found.name} and {dtype.name}")
+            found = dtype
+        return found
+
     def dims(self, i: int) -> Dims | None:
         """Dimensions of input ``i``."""
         value = self.input(i)

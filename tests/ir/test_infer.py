@@ -213,7 +213,9 @@ def test_group_query_attention_keeps_what_is_sure() -> None:
         ("Reshape", [(2, 3), ints(4, -1)], {}, "changes the number of elements"),
         ("Squeeze", [(2, 3), ints(0)], {}, "which has size 2"),
         ("Transpose", [(2, 3)], {"perm": [0, 0]}, "Transpose by [0, 0]"),
-        ("Softmax", [(2, 3)], {}, ""),
+        ("Add", [("B",), (INT64, ("B",))], {}, "inputs of types FLOAT and INT64"),
+        ("Where", [(onnx_ir.DataType.BOOL, ()), (INT64, ("B",)), ("B",)], {}, "inputs of types INT64 and FLOAT"),
+        ("Pow", [("B",), (INT64, ("B",))], {}, ""),
         ("Conv", [("B", 3, 8, 8), (4, 5, 3, 3)], {}, "must be equal"),
     ],
 )
@@ -326,6 +328,23 @@ def test_subgraphs(parse: Any, value_of: Any) -> None:
     infer_graph(model)
     assert show(value_of(model, "a").shape.dims) == "[B, 4]"
     assert show(value_of(model, "y").shape.dims) == "[B, 4]"
+
+
+def test_calls_of_functions(parse: Any, value_of: Any) -> None:
+    model = parse(
+        """<ir_version: 10, opset_import: ["" : 23, "burnish" : 1]>
+        agraph (float[B, S] x) => (float[A, C] y) {
+            t = burnish.Turn<order = [1, 0]>(x) y = burnish.Turn<order = [0, 1]>(t)
+        }
+        <domain: "burnish", opset_import: ["" : 23]> Turn <order> (a) => (b) {
+            r = Relu(a) b = Transpose<perm: ints = @order>(r) }"""
+    )
+    model.graph.outputs[0].shape = None
+    infer_graph(model, strict=True)
+    assert show(value_of(model, "t").shape.dims) == "[S, B]"
+    assert show(value_of(model, "y").shape.dims) == "[S, B]"
+    (function,) = model.functions.values()
+    assert all(v.shape is None for n in function for v in n.outputs)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

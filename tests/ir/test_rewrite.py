@@ -191,7 +191,7 @@ def test_functions_get_constants_of_their_own(parse: Any) -> None:
     (function,) = model.functions.values()
     (add,) = list(function)
     edit = Editor(model, "r").at(add)
-    edit.replace(add.outputs[0], edit.op("Mul", [add.inputs[0], edit.initializer(np.float32(2) * np.ones(1), "two")]))
+    edit.replace(add.outputs[0], edit.op("Mul", [add.inputs[0], edit.initializer(np.full(1, 2, np.float32), "two")]))
     edit.sweep([add])
     assert [n.op_type for n in function] == ["Constant", "Mul"] and not model.graph.initializers
     assert [v.name for v in function.outputs] == ["b"]
