@@ -184,7 +184,9 @@ class Importer:
         meta = node.meta.get("val")
         if node.target is operator.getitem:
             source = self.value(node.args[0])
-            self._values[node] = source[node.args[1]]
+            index = node.args[1]
+            # A rule may leave out trailing results that nobody reads.
+            self._values[node] = source[index] if isinstance(index, int) and index < len(source) else None
             self._aliases.getitem(node)
             return
         if overload_name(node.target) in _IGNORED:

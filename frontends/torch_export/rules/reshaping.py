@@ -18,6 +18,8 @@ END = np.iinfo(np.int64).max
 
 def same_dim(a: Dim, b: Dim) -> bool:
     """Whether two dimensions are known to be the same."""
+    if a is b:
+        return True
     if isinstance(a, int) or isinstance(b, int):
         return isinstance(a, int) and isinstance(b, int) and a == b
     return a.value is not None and a.value == b.value
