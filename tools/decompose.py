@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,9 @@ import numpy as np
 import onnx
 import onnx_ir
 
-from ..ir.errors import UnsupportedError
+from ..ir.errors import BurnishError, UnsupportedError
 from ..ir.graph import Graph, attribute, constant, dims, rank
+from ..ir.infer import infer_graph
 from ..ir.rewrite import Editor
 from .decompose_attention import attention, rotary_embedding
 
@@ -205,8 +207,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("source", type=Path, metavar="IN")
     parser.add_argument("target", type=Path, metavar="OUT")
     options = parser.parse_args(arguments)
-    graph = onnx_ir.load(options.source)
-    counts = decompose(graph)
+    try:
+        graph = onnx_ir.load(options.source)
+        infer_graph(graph)
+        counts = decompose(graph)
+    except (BurnishError, OSError) as error:
+        sys.exit(str(error))
     onnx_ir.save(graph, options.target)
     for op_type, count in sorted(counts.items()):
         print(f"{count:6d} {op_type}")

@@ -17,9 +17,10 @@ _END = 1 << 31
 
 def _size(value: onnx_ir.Value, axis: int, what: str) -> int:
     shape = dims(value)
-    if shape is None or not isinstance(shape[axis], int):
+    size = None if shape is None else shape[axis]
+    if not isinstance(size, int):
         raise UnsupportedError(f"{what} is not a fixed number", where=value.name)
-    return int(shape[axis])
+    return size
 
 
 def _part(edit: Editor, x: onnx_ir.Value, start: int, end: int, step: int = 1) -> onnx_ir.Value:
@@ -52,9 +53,7 @@ def rotary_embedding(edit: Editor, node: onnx_ir.Node) -> onnx_ir.Value:
     return out
 
 
-def _whole_cache(
-    edit: Editor, half: onnx_ir.Value, width: int, interleaved: bool, heads_axis: int
-) -> onnx_ir.Value:
+def _whole_cache(edit: Editor, half: onnx_ir.Value, width: int, interleaved: bool, heads_axis: int) -> onnx_ir.Value:
     if interleaved:
         stacked = edit.op("Unsqueeze", [half, edit.ints([-1])])
         tiled = edit.op("Tile", [stacked, edit.ints([1, 1, 1, 2])])

@@ -83,7 +83,7 @@ def _cone(value: onnx_ir.Value, depth: int = 8) -> list[onnx_ir.Value]:
     found: dict[onnx_ir.Value, None] = {}
     layer = [strip(value)]
     for _ in range(depth):
-        following = []
+        following: list[onnx_ir.Value] = []
         for v in layer:
             if v in found or scalar(v) is not None:
                 continue

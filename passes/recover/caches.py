@@ -70,7 +70,11 @@ def _doubled(edit: Editor, node: onnx_ir.Node, interleaved: bool) -> onnx_ir.Val
     source = node.inputs[0]
     assert source is not None
     if not interleaved:
-        if not is_op(node, "Concat") or len(node.inputs) != 2 or not last_axis(node.outputs[0], attribute(node, "axis")):
+        if (
+            not is_op(node, "Concat")
+            or len(node.inputs) != 2
+            or not last_axis(node.outputs[0], attribute(node, "axis"))
+        ):
             return None
         a, b = node.inputs
         return strip(a) if a is not None and b is not None and strip(a) is strip(b) else None

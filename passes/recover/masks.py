@@ -16,7 +16,7 @@ import onnx_ir
 from ...ir.graph import dims, is_op, rank, tensor_of
 from ...ir.rewrite import Editor
 from ...ir.symbolic import same
-from .match import FLOATS, scalar, strip
+from .match import FLOATS, strip
 
 _MOVES = ("Unsqueeze", "Squeeze", "Reshape", "Expand", "Slice", "Transpose", "Gather", "Tile", "Flatten", "Split")
 _LARGEST_READ = 1 << 24
@@ -103,9 +103,7 @@ class Masks:
         assert mask is not None
         return self._spread(edit, mask, query, key)
 
-    def _strong(
-        self, edit: Editor, term: Bias | Fill, dtype: onnx_ir.DataType, guarded: bool
-    ) -> onnx_ir.Value:
+    def _strong(self, edit: Editor, term: Bias | Fill, dtype: onnx_ir.DataType, guarded: bool) -> onnx_ir.Value:
         key = (term, guarded)
         if key not in self.made:
             if isinstance(term, Fill):
@@ -167,7 +165,6 @@ class Masks:
                 for v in (query, key)
             ]
             target = edit.op("Concat", [edit.ints([1, 1]), *sizes], {"axis": 0})
-            lead = ([1, 1, *shape] if shape is not None else [None, None])[-4:-2] if shape is not None else [None, None]
             lead = list((*([1] * 4), *(shape or ()))[-4:-2]) if shape is not None else [None, None]
             self.made[memo] = edit.op("Expand", [mask, target], dtype=mask.dtype, shape=[*lead, q[-2], k[-2]])
         return self.made[memo]

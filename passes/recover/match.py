@@ -218,7 +218,8 @@ def static_tail(value: onnx_ir.Value, count: int) -> tuple[int, ...] | None:
     if shape is None or len(shape) < count:
         return None
     tail = shape[len(shape) - count :]
-    return tuple(int(d) for d in tail) if all(isinstance(d, int) for d in tail) else None
+    numbers = tuple(d for d in tail if isinstance(d, int))
+    return numbers if len(numbers) == count else None
 
 
 def same_rank(a: onnx_ir.Value, b: onnx_ir.Value) -> bool:
@@ -249,10 +250,8 @@ def piece(value: onnx_ir.Value) -> tuple[onnx_ir.Value, int, int] | None:
     size = static_tail(source, 1)
     if size is None:
         return None
-    if node.op_type == "Split":
-        span = _split_part(node, value, source, size[0])
-    else:
-        span = _slice_part(node, source, size[0])
+    split = node.op_type == "Split"
+    span = _split_part(node, value, source, size[0]) if split else _slice_part(node, source, size[0])
     if span is None:
         return None
     outer = piece(source)
@@ -273,9 +272,7 @@ def _slice_part(node: onnx_ir.Node, source: onnx_ir.Value, size: int) -> tuple[i
     return (start, end) if start < end else None
 
 
-def _split_part(
-    node: onnx_ir.Node, value: onnx_ir.Value, source: onnx_ir.Value, size: int
-) -> tuple[int, int] | None:
+def _split_part(node: onnx_ir.Node, value: onnx_ir.Value, source: onnx_ir.Value, size: int) -> tuple[int, int] | None:
     if not last_axis(source, attribute(node, "axis", 0)):
         return None
     sizes = ints(node.inputs[1]) if len(node.inputs) > 1 else attribute(node, "split")

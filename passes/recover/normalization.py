@@ -17,7 +17,7 @@ OPSETS = {"LayerNormalization": 17, "RMSNormalization": 23}
 
 @dataclass(frozen=True)
 class _Moment:
-    """The mean square of ``deviation`` over its last ``count`` axes; ``mean`` was subtracted from ``x`` before, or None."""
+    """The mean square of ``deviation`` over its last ``count`` axes; that is ``x - mean``, or ``x`` (mean None)."""
 
     node: onnx_ir.Node
     x: onnx_ir.Value
@@ -69,9 +69,13 @@ def _recover_at(site: Site, node: onnx_ir.Node, deviation: onnx_ir.Value) -> Non
     if sub is not None and sub.inputs[0] is not None and sub.inputs[1] is not None:
         source, subtracted = strip(sub.inputs[0]), strip(sub.inputs[1])
         average = producer(subtracted, "ReduceMean")
-        if average is not None and average.inputs[0] is not None and strip(average.inputs[0]) is source:
-            if trailing(reduced_axes(average), source) == trailing(axes, source) is not None:
-                x, mean = source, subtracted
+        if (
+            average is not None
+            and average.inputs[0] is not None
+            and strip(average.inputs[0]) is source
+            and trailing(reduced_axes(average), source) == trailing(axes, source) is not None
+        ):
+            x, mean = source, subtracted
     operator = "RMSNormalization" if mean is None else "LayerNormalization"
     roots = [(add, root) for add in users(node.outputs[0], "Add") for root in users(add.outputs[0], "Sqrt", "Pow")]
     if not roots:
@@ -132,7 +136,7 @@ def _other(node: onnx_ir.Node, value: onnx_ir.Value) -> onnx_ir.Value | None:
 
 
 def _scaled_first(moment: _Moment, factor: onnx_ir.Value, scale: onnx_ir.Value) -> list[_End]:
-    """Ends of ``factor = scale / root``: ``deviation * factor``, or TensorFlow's ``x * factor + (bias - mean * factor)``."""
+    """Ends of ``factor = scale / root``: times the deviation, or TensorFlow's ``x * factor + (bias - m * factor)``."""
     ends = []
     for node in users(factor, "Mul"):
         other = _other(node, factor)
@@ -237,4 +241,3 @@ def _weight(edit: Editor, value: onnx_ir.Value, tail: tuple[int, ...]) -> onnx_i
     if array is not None:
         return edit.initializer(np.ascontiguousarray(array.reshape(tail)), f"{value.name}_flat")
     return edit.op("Reshape", [value, edit.ints(tail)], dtype=value.dtype, shape=tail)
-

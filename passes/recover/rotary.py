@@ -157,9 +157,9 @@ def _two_halves(node: onnx_ir.Node) -> _Rotation | None:
             if {frozenset(terms[2]), frozenset(terms[3])} != {frozenset({x2, *cos}), frozenset({x1, *sin})}:
                 continue
             size = static_tail(first[0], 1)
-            if len(cos) == len(sin) == 1 and size is not None and first[1] == 0 and second[2] == size[0]:
-                if second[2] == 2 * first[2]:
-                    return _Rotation(node.outputs[0], first[0], cos.pop(), sin.pop(), False, halved=True)
+            whole = size is not None and first[1] == 0 and second[2] == size[0] == 2 * first[2]
+            if len(cos) == len(sin) == 1 and whole:
+                return _Rotation(node.outputs[0], first[0], cos.pop(), sin.pop(), False, halved=True)
     return None
 
 
@@ -168,6 +168,9 @@ def _replace(site: Site, node: onnx_ir.Node, found: _Rotation, caches: _Caches) 
     x, shape, size = found.x, dims(found.x), static_tail(found.x, 1)
     if shape is None or len(shape) != 4 or size is None:
         return "the rotated value is not known to have rank 4 and a fixed head size"
+    turned = dims(found.output)
+    if turned is None or any(d == 1 and t != 1 for d, t in zip(shape, turned, strict=True)):
+        return "cosines and sines may have more rows than the rotated value"
     heads_first = _heads_first(found.cos)
     if heads_first is None or heads_first != _heads_first(found.sin):
         return "the layout of cosines and sines is not known"
@@ -275,4 +278,3 @@ def _widened(found: _Rotation, size: int) -> tuple[onnx_ir.Value, onnx_ir.Value,
         ):
             return concat.outputs[0], part[0], size
     return found.output, found.x, 0
-

@@ -74,7 +74,10 @@ def test_a_bias_before_stays(recover):
     [
         (EXACT["x * (1 + erf) * half"].replace("root2", "two"), ["the argument of Erf is not x / sqrt(2)"]),
         (EXACT["x * (1 + erf) * half"].replace("half", "six"), ["1 + erf or tanh is not multiplied by x / 2"]),
-        (EXACT["x * (1 + erf) * half"].replace("Mul(x, b)", "Mul(a, b)"), ["1 + erf or tanh is not multiplied by x / 2"]),
+        (
+            EXACT["x * (1 + erf) * half"].replace("Mul(x, b)", "Mul(a, b)"),
+            ["1 + erf or tanh is not multiplied by x / 2"],
+        ),
         (EXACT["x * (1 + erf) * half"].replace("Add(e, one)", "Add(e, half)"), []),
         ((INNER["pow"] + OUTER["half last"]).replace("cubic", "tenth"), []),
         ((INNER["pow"] + OUTER["half last"]).replace("Pow(x, three)", "Pow(x, two)"), []),

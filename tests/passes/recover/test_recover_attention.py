@@ -19,7 +19,8 @@ FEEDS = {
     "v": RNG.standard_normal((B, H, K, D), np.float32),
 }
 CONSTANTS = {
-    "scale": np.asarray(0.3, np.float32), "root": np.asarray(0.3**0.5, np.float32), "inv": np.asarray(1 / 0.3, np.float32),
+    "scale": np.asarray(0.3, np.float32), "root": np.asarray(0.3**0.5, np.float32),
+    "inv": np.asarray(1 / 0.3, np.float32),
     "zero": np.asarray(0, np.float32), "lowest": np.asarray(LOWEST, np.float32), "inf": np.asarray(-np.inf, np.float32),
     "low": np.asarray(-1e4, np.float32), "small": np.asarray(-5, np.float32), "cap": np.asarray(2, np.float32),
     "bias": RNG.standard_normal((3, 4, 5)).astype(np.float32), "one": np.asarray(1, np.float32),
@@ -174,7 +175,10 @@ def test_layers_share_one_mask(recover):
         (PLAIN + "s = Identity(s1) p = Softmax<axis=2>(s) y = MatMul(p, v)", "last axis"),
         (PLAIN + "s = Where(keep, s1, small) " + TAIL, "not low enough"),
         (PLAIN + "s2 = Where(keep, s1, inf) s = Where(other, s2, lowest) " + TAIL, "two masks"),
-        (PLAIN + "s = Identity(s1) p = Softmax<axis=-1>(s) y0 = MatMul(p, v) r = ReduceSum(p) y = Add(y0, r)", "used by"),
+        (
+            PLAIN + "s = Identity(s1) p = Softmax<axis=-1>(s) y0 = MatMul(p, v) r = ReduceSum(p) y = Add(y0, r)",
+            "used by",
+        ),
         (PLAIN + "s = Identity(s1) " + TAIL + " z = Neg(s1)", "used by more than the softmax"),
         ("kt = Reshape(k, turned) s = MatMul(q, kt) " + TAIL, "not transposed"),
         (PLAIN.replace("Mul(s0, scale)", "Mul(s0, small)") + "s = Identity(s1) " + TAIL, "scale is not positive"),
@@ -215,7 +219,8 @@ def test_any_size_and_mask(recover, sizes, batch_mask, head_mask, query_mask, fi
     rng = np.random.default_rng(seed)
     shape = (batch if batch_mask else 1, heads if head_mask else 1, queries if query_mask else 1, keys)
     mask = np.where(rng.random(shape) < density, 0, fill).astype(np.float32)
-    text = f"g (float[{batch},{heads},Q,{width}] q, float[{batch},{heads},K,{width}] k, float[{batch},{heads},K,{width}] v, "
+    keyed = f"float[{batch},{heads},K,{width}]"
+    text = f"g (float[{batch},{heads},Q,{width}] q, {keyed} k, {keyed} v, "
     text += f"float[{','.join(map(str, shape))}] mask) => (float[{batch},{heads},Q,{width}] y)"
     feeds = {
         "q": rng.standard_normal((batch, heads, queries, width)).astype(np.float32),

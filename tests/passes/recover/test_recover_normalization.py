@@ -66,7 +66,9 @@ def test_layer_normalization(recover, variance, sum_, quotient, affine):
 
 
 @pytest.mark.parametrize("quotient", QUOTIENT)
-@pytest.mark.parametrize("scale", ["y = Mul(n, w)", "y = Mul(w, n)", "g = Add(w, one)  y = Mul(n, g)", "y = Identity(n)"])
+@pytest.mark.parametrize(
+    "scale", ["y = Mul(n, w)", "y = Mul(w, n)", "g = Add(w, one)  y = Mul(n, g)", "y = Identity(n)"]
+)
 def test_rms_normalization(recover, quotient, scale):
     body = "s = Pow(x, two)  v = ReduceMean(s, axes)  a = Add(v, eps)  " + QUOTIENT[quotient].replace("d", "x") + scale
     found = recover(f"{HEADER} {{ {body} }}", _used(body), FEEDS)
@@ -98,7 +100,9 @@ def test_axes_as_an_attribute_before_opset_18(recover):
 
 
 def test_an_opset_without_the_operator_is_told(recover):
-    body = "m = ReduceMean<axes=[-1]>(x)  d = Sub(x, m)  s = Pow(d, two)  v = ReduceMean<axes=[-1]>(s)  a = Add(v, eps)  "
+    body = (
+        "m = ReduceMean<axes=[-1]>(x)  d = Sub(x, m)  s = Pow(d, two)  v = ReduceMean<axes=[-1]>(s)  a = Add(v, eps)  "
+    )
     body += QUOTIENT["div"] + AFFINE["swapped"]
     found = recover(f"{HEADER} {{ {body} }}", _used(body), FEEDS, opset=16)
     assert not found.outcome.changed

@@ -12,7 +12,8 @@ FLOAT32 = 1e-6  # a sum of two products: two roundings
 B, H, S, D = 2, 3, 5, 8
 
 CONSTANTS = {
-    "i0": np.asarray([0]), "i1": np.asarray([1]), "i2": np.asarray([2]), "i4": np.asarray([4]), "end": np.asarray([1 << 60]),
+    "i0": np.asarray([0]), "i1": np.asarray([1]), "i2": np.asarray([2]), "i4": np.asarray([4]),
+    "end": np.asarray([1 << 60]),
     "last": np.asarray([3]), "heads": np.asarray([1]), "minus": np.asarray([-1]),
     "inv_freq": (1.0 / 100.0 ** (np.arange(4) / 4)).astype(np.float32).reshape(1, 1, 4),
     "scaling": np.float32(1.25).reshape(()),
@@ -58,7 +59,9 @@ def test_split_instead_of_slices(recover):
 
 
 def test_all_layers_share_the_caches(recover):
-    second = TURN.replace("x1", "z1").replace("x2", "z2").replace("n ", "m ").replace("(n,", "(m,").replace("t =", "u =")
+    second = (
+        TURN.replace("x1", "z1").replace("x2", "z2").replace("n ", "m ").replace("(n,", "(m,").replace("t =", "u =")
+    )
     second = second.replace("Slice(x,", "Slice(y,") + "c = Mul(y, cos) d = Mul(u, sin) z = Add(c, d)"
     text = HEADER.replace(" y)", " z)") + f" {{ {ANGLES + DOUBLE + UNSQUEEZE + TURN + SUM['swapped']} {second} }}"
     found = recover(text, CONSTANTS, _feeds(1))
@@ -104,8 +107,8 @@ def test_interleaved_before_heads_are_moved(recover):
     turn = "x1 = Slice(x, i0, end, last, i2) x2 = Slice(x, i1, end, last, i2) n = Neg(x2) un = Unsqueeze(n, minus) "
     turn += "u1 = Unsqueeze(x1, minus) st = Concat<axis=-1>(un, u1) t = Reshape(st, stacked) "
     feeds = {**_feeds(), "x": RNG.standard_normal((B, S, H, D), np.float32)}
-    text = f"g (float[B,S,3,8] x, int64[P,S] positions) => (float[B,S,3,8] y) {{ {ANGLES + angles + turn + SUM['swapped']} }}"
-    found = recover(text, CONSTANTS, feeds)
+    text = "g (float[B,S,3,8] x, int64[P,S] positions) => (float[B,S,3,8] y)"
+    found = recover(f"{text} {{ {ANGLES + angles + turn + SUM['swapped']} }}", CONSTANTS, feeds)
     assert found.outcome.rewrites == {"RotaryEmbedding": 1}
     node = next(n for n in found.graph.graph if n.op_type == "RotaryEmbedding")
     assert node.attributes["interleaved"].value == 1 and node.attributes["num_heads"].value == 3
@@ -145,7 +148,13 @@ def test_an_opset_without_the_operator_is_told(recover):
 
 
 @settings(max_examples=15, deadline=None)
-@given(batch=st.integers(1, 3), heads=st.integers(1, 4), steps=st.integers(1, 6), half=st.integers(1, 6), seed=st.integers(0, 99))
+@given(
+    batch=st.integers(1, 3),
+    heads=st.integers(1, 4),
+    steps=st.integers(1, 6),
+    half=st.integers(1, 6),
+    seed=st.integers(0, 99),
+)
 def test_any_size(recover, batch, heads, steps, half, seed):
     rng = np.random.default_rng(seed)
     constants = {**CONSTANTS, "i4": np.asarray([half]), "inv_freq": rng.random((1, 1, half), np.float32)}
