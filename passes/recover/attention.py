@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir
 
-from ...ir.graph import attribute, dims, is_op, producer, rank
+from ...ir.graph import attribute, dims, is_op, producer, rank, tensor_of
 from ...ir.rewrite import Editor
 from .heads import unrepeated, untransposed
 from .masks import Bias, Fill, Masks, Refused
@@ -53,7 +53,11 @@ def _scores(value: onnx_ir.Value | None, depth: int = 8) -> _Scores | None:
     if node is None:
         return None
     if is_op(node, "MatMul"):
-        return _Scores(node, between=[value])
+        right = node.inputs[1]
+        turned = producer(right, "Transpose")
+        weight = right if turned is None else turned.inputs[0]
+        # A product with a weight before a softmax is a classifier.
+        return None if tensor_of(weight) is not None else _Scores(node, between=[value])
     found = None
     if is_op(node, "Cast") and node.inputs[0] is not None and node.inputs[0].dtype in FLOATS:
         found = _scores(node.inputs[0], depth - 1)

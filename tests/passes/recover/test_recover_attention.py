@@ -230,3 +230,9 @@ def test_any_size_and_mask(recover, sizes, batch_mask, head_mask, query_mask, fi
     }
     found = recover(f"{text} {{ {PLAIN} s = Add(s1, mask) {GUARDED if guarded else TAIL} }}", CONSTANTS, feeds)
     assert found.outcome.rewrites == {"Attention": 1} and found.equal(1e-5)
+
+
+def test_a_classifier_is_no_near_miss(recover):
+    text = "g (float[B,8] x) => (float[B,5] p) { s = MatMul(x, w) p = Softmax<axis=-1>(s) }"
+    found = recover(text, {"w": RNG.standard_normal((8, 5), np.float32)}, {"x": FEEDS["q"][0, 0]})
+    assert not found.outcome.changed and not found.missed
