@@ -126,7 +126,8 @@ def _spec(value: onnx_ir.Value) -> TensorSpec:
         return TensorSpec(value.name or "", str(value.type), None)
     dims = None
     if value.shape is not None:
-        dims = tuple(dim if isinstance(dim, int) else dim.value or "?" for dim in value.shape)
+        # Some exporters write -1 for a dimension of any size.
+        dims = tuple((dim if dim >= 0 else "?") if isinstance(dim, int) else dim.value or "?" for dim in value.shape)
     return TensorSpec(value.name or "", "UNDEFINED" if value.dtype is None else value.dtype.name, dims)
 
 

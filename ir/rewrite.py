@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir
 
 from .errors import VerificationError
-from .graph import MODULE, RULE, SOURCE, Graph, all_nodes, module_path
+from .graph import MODULE, RULE, SOURCE, WORKING_OPSET, Graph, all_nodes, module_path
 from .infer import conflict, infer
 from .symbolic import known
 
@@ -140,7 +140,7 @@ class Editor:
             self.scope.insert_before(self._anchor, node)
         self.made.append(node)
         if domain not in self.graph.opset_imports:
-            self.graph.opset_imports[domain] = 1
+            self.graph.opset_imports[domain] = 1 if domain else WORKING_OPSET
         if infer_types:
             infer(node, self._opset(domain))
         return node.outputs

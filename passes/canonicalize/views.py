@@ -54,6 +54,8 @@ def reshape_target(source: Sequence[Dim] | None, target: Sequence[Dim], *, input
 
 def _reshape(work: Work, node: onnx_ir.Node) -> bool:
     """``Reshape`` reads the value before the views in front of it, and its shape is constant where provable."""
+    if len(node.inputs) < 2:  # before opset 5 the shape was an attribute
+        return False
     value, shape = node.inputs[0], node.inputs[1]
     source = value
     while (inner := producer(source, *VIEWS)) is not None and inner.inputs[0] is not None:

@@ -165,6 +165,24 @@ def test_inputs_with_a_default_stay_inputs() -> None:
     assert any("default" in r.reason for r in imported.remarks)
 
 
+@pytest.mark.parametrize("name", ["?", ""])
+def test_dimensions_without_a_name_take_any_size(name: str) -> None:
+    proto = model(MLP)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].Clear()
+    if name:
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = name
+    assert import_onnx(proto).signature.inputs[0].shape == ("?", 4)
+
+
+def test_minus_one_takes_any_size() -> None:
+    proto = model(MLP)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    imported = import_onnx(proto)
+    assert imported.signature.inputs[0].shape == ("?", 4)
+    x = np.ones((3, 4), np.float32)
+    assert run(proto_of(imported.graph), x)[0].shape == (3, 2)
+
+
 def test_modules_come_from_node_names_and_scopes() -> None:
     proto = model(MLP)
     proto.graph.node[0].name = "/model/layers.0/mlp/MatMul"

@@ -255,6 +255,18 @@ def test_unsqueezes_merge() -> None:
     )
 
 
+def test_old_forms_are_left_alone() -> None:
+    """Opset 1: the shape of a Reshape is an attribute."""
+    graph = onnx_ir.from_proto(
+        parser.parse_model(
+            '<ir_version: 3, opset_import: ["" : 1]>'
+            "g (float[2, 3] x) => (float[3, 2] y) { a = Reshape <shape = [6]> (x) y = Reshape <shape = [3, 2]> (a) }"
+        )
+    )
+    canonicalize(graph)
+    assert ops(graph) == ["Reshape", "Reshape"]
+
+
 # Shape arithmetic
 
 HEADS = """g (float[b, s, 24] x) => (float[b, s, 4, 6] y)
