@@ -85,7 +85,7 @@ class NumericsCheck:
                 raise
             raise InputError(
                 f"the model does not run on random inputs, so its numbers cannot be compared: {error.what}",
-                where=error.where,
+                where=", ".join(f"{name} {list(value.shape)}" for name, value in self._feeds[0].items()),
                 fix="pass example_inputs= or calibration= (--calibration FILE.npz on the command line)",
             ) from error
 

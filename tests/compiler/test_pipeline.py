@@ -177,4 +177,5 @@ def test_random_inputs_that_a_model_cannot_take(network: Callable) -> None:
     wrong = {"x": np.ones((2, 63), np.float32)}
     with pytest.raises(InputError, match="does not run on random inputs") as error:
         run_passes(graph, [], Context(), [NumericsCheck([wrong], "onnxruntime", made_up=True)])
+    assert error.value.where == "x [2, 63]"
     assert "--calibration" in str(error.value.fix)
