@@ -163,7 +163,10 @@ def _replace(site: Site, softmax: onnx_ir.Node, scores: _Scores, masks: Masks) -
     assert left is not None and right is not None and v is not None
     q, q_scale = _unscaled(left)
     turned, k_scale = _unscaled(right)
-    edit = site.edit("attention(q, k, v, mask)", product, [scores.product, softmax, product])
+    # Masks are shared by layers: they go before the softmax, in whose order attentions are visited. Values may be
+    # computed after it.
+    origin = [scores.product, softmax, product]
+    edit = site.edit("attention(q, k, v, mask)", softmax, origin)
     keys = untransposed(edit, turned)
     if keys is None:
         raise Refused("the keys are not transposed by a node of their own")
@@ -182,7 +185,7 @@ def _replace(site: Site, softmax: onnx_ir.Node, scores: _Scores, masks: Masks) -
         # ONNX Runtime's kernel fails ONNX's own test of it (test_attention_4d_causal_fp16), the decomposed form passes.
         raise Refused("a softmax in float16 rounds less well in the fused kernel")
     if size == 3:
-        q, k, v = (edit.op("Unsqueeze", [x, edit.ints([0])], dtype=dtype) for x in (q, k, v))
+        q, k = (edit.op("Unsqueeze", [x, edit.ints([0])], dtype=dtype) for x in (q, k))
     else:
         k, v = _fewer_heads(k, v)
     attributes: dict[str, float | int] = {"scale": scale}
@@ -191,6 +194,9 @@ def _replace(site: Site, softmax: onnx_ir.Node, scores: _Scores, masks: Masks) -
     if softmax.outputs[0].dtype != dtype and softmax.outputs[0].dtype is not None:
         attributes["softmax_precision"] = int(softmax.outputs[0].dtype)
     mask = masks.build(edit, scores.terms, q, k, guarded)
+    edit.at(product, origin)
+    if size == 3:
+        v = edit.op("Unsqueeze", [v, edit.ints([0])], dtype=dtype)
     _finish(site, edit, product, [q, k, v] + ([] if mask is None else [mask]), attributes, size)
 
 

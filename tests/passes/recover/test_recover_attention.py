@@ -236,3 +236,15 @@ def test_a_classifier_is_no_near_miss(recover):
     text = "g (float[B,8] x) => (float[B,5] p) { s = MatMul(x, w) p = Softmax<axis=-1>(s) }"
     found = recover(text, {"w": RNG.standard_normal((8, 5), np.float32)}, {"x": FEEDS["q"][0, 0]})
     assert not found.outcome.changed and not found.missed
+
+
+def test_two_attentions_that_overlap_share_a_mask(recover):
+    """The second softmax stands before the first product with values: the mask must precede both."""
+    body = PLAIN + "s = Add(s1, mask) p = Softmax<axis=-1>(s) t0 = MatMul(k, kt) t1 = Mul(t0, scale) t = Add(t1, mask) "
+    body += "r = Softmax<axis=-1>(t) w = Neg(v) z = MatMul(r, w) u = Abs(v) y = MatMul(p, u)"
+    text = HEADER.replace("float[B,3,Q,8] q", "float[B,3,Q,8] q, float[B,1,1,K] mask")
+    text = text.replace("Q,8]", "K,8]").replace(" y)", " y, float[B,3,K,8] z)")
+    feeds = {**FEEDS, "q": FEEDS["k"][::-1].copy(), "mask": RNG.standard_normal((B, 1, 1, K), np.float32)}
+    found = recover(f"{text} {{ {body} }}", CONSTANTS, feeds)
+    assert found.outcome.rewrites == {"Attention": 2} and found.operators["Expand"] == 1
+    assert found.equal(FLOAT32)
