@@ -119,7 +119,9 @@ def tokens(
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
         raise OptionError(f"max_new_tokens={max_new_tokens!r} is not a number of tokens", fix="pass 0 or more")
     _check(prompt, spec, max_new_tokens)
-    return _steps(model.session, prompt, choose, ends, ends[0] if pad_token is None and ends else pad_token or 0, max_new_tokens)
+    return _steps(
+        model.session, prompt, choose, ends, ends[0] if pad_token is None and ends else pad_token or 0, max_new_tokens
+    )
 
 
 def _steps(
@@ -270,7 +272,9 @@ def _prompt(input_ids: Any, attention_mask: Any) -> Prompt:
         mask = np.stack([np.pad(np.ones(len(row), dtype=np.int64), (longest - len(row), 0)) for row in rows])
     else:
         ids = _array(input_ids, "input_ids")
-        mask = np.ones(ids.shape, dtype=np.int64) if attention_mask is None else _array(attention_mask, "attention_mask")
+        mask = (
+            np.ones(ids.shape, dtype=np.int64) if attention_mask is None else _array(attention_mask, "attention_mask")
+        )
     single = ids.ndim == 1
     ids, mask = np.atleast_2d(ids), np.atleast_2d(mask)
     if ids.ndim != 2 or ids.size == 0:
@@ -295,7 +299,8 @@ def _array(value: Any, name: str) -> Array:
         return np.asarray(value)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"{name} is a {type(value).__name__} that is no array of numbers", fix="pass a NumPy array, a tensor or lists"
+            f"{name} is a {type(value).__name__} that is no array of numbers",
+            fix="pass a NumPy array, a tensor or lists",
         ) from error
 
 

@@ -16,12 +16,14 @@ import onnx_ir
 import torch
 
 from ..ir.errors import ModelError, UnsupportedError
+from ..ir.remarks import Remark
 from ..ir.weights import Array
 from .gguf_file import GgufFile, GgufTensor, open_gguf
 from .huggingface.folder import import_checkpoint
 from .huggingface.skeleton import build, need_transformers
 from .imported import Imported
 
+_VOCABULARY = "tokenizer.ggml.tokens"
 _FIELDS = {
     "context_length": "max_position_embeddings",
     "block_count": "num_hidden_layers",
@@ -83,17 +85,20 @@ def import_gguf(path: str | Path, *, dtype: str = "float32") -> Imported:
         cls = transformers.AutoModelForCausalLM._model_mapping[type(config)]
         config.architectures = [cls.__name__]
         stored = _tensors(file, name, architecture, cls, config)
-        return import_checkpoint(
+        imported = import_checkpoint(
             cls,
             config,
             stored,
             where=str(file.path),
             route="gguf",
             dtype=dtype,
-            companions=_companions(file.path, config),
+            companions=_companions(file, config),
             end_tokens=() if config.eos_token_id is None else (config.eos_token_id,),
             buffers=_rope_factors(file, config),
         )
+    if _VOCABULARY not in file.metadata:
+        imported.remarks.append(Remark("skipped", "", "the file holds no vocabulary: no tokenizer is written"))
+    return imported
 
 
 def _config(file: GgufFile, name: str, architecture: Architecture) -> Any:
@@ -157,9 +162,7 @@ def _rope_factors(file: GgufFile, config: Any) -> dict[str, torch.Tensor]:
     return {"model.rotary_emb.inv_freq": values, "model.rotary_emb.original_inv_freq": values}
 
 
-def _tensors(
-    file: GgufFile, name: str, architecture: Architecture, cls: Any, config: Any
-) -> dict[str, GgufTensor]:
+def _tensors(file: GgufFile, name: str, architecture: Architecture, cls: Any, config: Any) -> dict[str, GgufTensor]:
     """The file's tensors by the names that transformers gives them."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
@@ -203,9 +206,24 @@ def split_halves(values: Array, heads: int) -> Array:
     return values.reshape(heads, size // 2, 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
 
 
-def _companions(path: Path, config: Any) -> dict[str, Path | bytes]:
+def _companions(file: GgufFile, config: Any) -> dict[str, Path | bytes]:
     """The tokenizer and the configurations as files."""
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
+
+    files = _tokenizer(file.path) if _VOCABULARY in file.metadata else {}
+    files["config.json"] = config.to_json_string().encode()
+    generation = GenerationConfig.from_model_config(config).to_diff_dict()
+    files["generation_config.json"] = (json.dumps(generation, indent=2) + "\n").encode()
+    return files
+
+
+def _tokenizer(path: Path) -> dict[str, Path | bytes]:
+    """The files that transformers would save of the tokenizer.
+
+    Raises:
+        ModelError: the metadata describe none that transformers knows.
+    """
+    from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -217,11 +235,7 @@ def _companions(path: Path, config: Any) -> dict[str, Path | bytes]:
                 where=str(path),
                 fix="convert the model again, with its tokenizer",
             ) from error
-        files: dict[str, Path | bytes] = {each.name: each.read_bytes() for each in sorted(folder.iterdir())}
-    files["config.json"] = config.to_json_string().encode()
-    generation = GenerationConfig.from_model_config(config).to_diff_dict()
-    files["generation_config.json"] = (json.dumps(generation, indent=2) + "\n").encode()
-    return files
+        return {each.name: each.read_bytes() for each in sorted(folder.iterdir())}
 
 
 @contextlib.contextmanager

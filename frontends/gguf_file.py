@@ -141,20 +141,30 @@ class _Reader:
                 (length,) = self._take("Q")
                 self._at += length
             return count
-        return [self._value(element) for _ in range(count)] if element == _ARRAY else list(self._take(f"{count}{_SCALARS[element]}"))
+        return (
+            [self._value(element) for _ in range(count)]
+            if element == _ARRAY
+            else list(self._take(f"{count}{_SCALARS[element]}"))
+        )
 
     def _tensor(self, name: str, shape: tuple[int, ...], number: int, start: int) -> GgufTensor:
         try:
             from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
         except ImportError as error:
-            raise UnsupportedError("reading GGUF files needs gguf", fix="pip install 'burnish[transformers]'") from error
+            raise UnsupportedError(
+                "reading GGUF files needs gguf", fix="pip install 'burnish[transformers]'"
+            ) from error
         try:
             kind = GGMLQuantizationType(number)
             block, size = GGML_QUANT_SIZES[kind]
         except (ValueError, KeyError) as error:
-            raise UnsupportedError(f"{name!r} has the unknown quantization type {number}", where=str(self._path)) from error
+            raise UnsupportedError(
+                f"{name!r} has the unknown quantization type {number}", where=str(self._path)
+            ) from error
         length = int(np.prod(shape, dtype=np.int64)) // block * size
         if start + length > self._mapped.size:
-            raise ValueError(f"tensor {name!r} ends {start + length - self._mapped.size} bytes past the end of the file")
+            raise ValueError(
+                f"tensor {name!r} ends {start + length - self._mapped.size} bytes past the end of the file"
+            )
         rows = (*shape[:-1], shape[-1] // block * size)
         return GgufTensor(name, np.asarray(self._mapped[start : start + length]).reshape(rows), kind, shape)

@@ -55,9 +55,7 @@ def import_folder(path: str | Path, *, task: str | None = None, dtype: str = "fl
     config = read_config(folder)
     cls = model_class(config, task, str(folder / "config.json"))
     stored = open_folder(folder)
-    companions: dict[str, Path | bytes] = {
-        name: folder / name for name in COMPANIONS if (folder / name).is_file()
-    }
+    companions: dict[str, Path | bytes] = {name: folder / name for name in COMPANIONS if (folder / name).is_file()}
     return import_checkpoint(
         cls,
         config,

@@ -123,7 +123,9 @@ def open_file(path: Path) -> dict[str, StoredTensor]:
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         entries = sorted(header.items(), key=lambda entry: entry[1]["data_offsets"])
-        mapped = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length) if size > 8 + length else np.empty(0, np.uint8)
+        mapped = (
+            np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length) if size > 8 + length else np.empty(0, np.uint8)
+        )
         return {name: _stored(name, entry, mapped, path) for name, entry in entries}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(

@@ -86,7 +86,9 @@ def read_config(folder: Path) -> Any:
     try:
         return known[model_type].from_dict(fields)
     except Exception as error:
-        raise ModelError(f"{type(error).__name__}: {error}", where=str(path), fix="correct the configuration") from error
+        raise ModelError(
+            f"{type(error).__name__}: {error}", where=str(path), fix="correct the configuration"
+        ) from error
 
 
 def model_class(config: Any, task: str | None, where: str) -> Any:
