@@ -87,7 +87,12 @@ def agrees() -> Callable[..., Imported]:
         if dynamic is not None:
             dims: dict[str, Any] = {}
             named = tuple(
-                None if axes is None else {a: dims.setdefault(n, torch.export.Dim(n, max=60)) for a, n in axes.items()}
+                None
+                if axes is None
+                else {
+                    a: dims.setdefault(n, torch.export.Dim(n, min=1 if n == "batch" else 3, max=60))
+                    for a, n in axes.items()
+                }
                 for axes in dynamic
             )
             shapes = named if isinstance(model, torch.nn.Module) else (named,)

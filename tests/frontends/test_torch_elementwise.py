@@ -131,7 +131,7 @@ def test_number_of_a_size(agrees: Any) -> None:
     agrees(
         lambda x: x * x.shape[0] + x.shape[0] / 2 + x.shape[0] ** 0.5,
         X,
-        dynamic=({0: "n"},),
+        dynamic=({0: "batch"},),
         others=[(P.repeat(3, 1),)],
     )
 
