@@ -196,7 +196,8 @@ def _restore(name: str, architecture: Architecture, config: Any) -> Callable[[Ar
 def split_halves(values: Array, heads: int) -> Array:
     """Rows of a query or key projection from pairs of neighbours back to two halves of each head.
 
-    Rotary embeddings turn row ``i`` with row ``i + size/2`` in transformers, and row ``2i`` with ``2i + 1`` in llama.cpp.
+    Rotary embeddings turn row ``i`` with row ``i + size/2`` in transformers, and row ``2i`` with ``2i + 1`` in
+    llama.cpp.
 
     Args:
         values: [heads * size, ...].

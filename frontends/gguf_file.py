@@ -1,7 +1,7 @@
 """Reading GGUF files: metadata, and tensors that are dequantized when someone asks.
 
-The format is https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The reader of the ``gguf`` package makes an array of
-every string of the vocabulary, which takes seconds; here only the arithmetic of its quantization types is used.
+The format is https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The reader of the ``gguf`` package makes an
+array of every string of the vocabulary, which takes seconds; only its arithmetic of quantization types is used here.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class _Reader:
     """A cursor over the header of a file."""
 
     def __init__(self, mapped: Array, path: Path) -> None:
-        self._mapped, self._bytes, self._path, self._at = mapped, memoryview(mapped), path, 4
+        self._mapped, self._bytes, self._path, self._at = mapped, mapped.data, path, 4
 
     def read(self) -> GgufFile:
         version, tensors, fields = self._take("IQQ")

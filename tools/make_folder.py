@@ -1,7 +1,7 @@
 """Makes Hugging Face folders of well-known shapes with random weights, to measure what compiling costs.
 
-``python -m burnish.tools.make_folder SHAPE FOLDER [--layers N]`` writes ``config.json`` and sharded safetensors in bfloat16,
-one tensor in memory at a time.
+``python -m burnish.tools.make_folder SHAPE FOLDER [--layers N]`` writes ``config.json`` and sharded safetensors in
+bfloat16, some rows of a tensor in memory at a time.
 """
 
 from __future__ import annotations

@@ -16,9 +16,10 @@ from ...ir.errors import UnsupportedError
 
 NAME = "burnish"
 
-_LIBRARY = torch.library.Library("burnish", "FRAGMENT")
+_LIBRARY: Any = torch.library.Library("burnish", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
-    "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, bool is_causal, float? scale, bool enable_gqa) -> Tensor"
+    "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, bool is_causal, float? scale, bool enable_gqa)"
+    " -> Tensor"
 )
 
 

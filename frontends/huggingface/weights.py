@@ -67,16 +67,16 @@ def bind(
     names: dict[int, list[str]] = {}
     for name, tensor in _named(model):
         names.setdefault(id(tensor), []).append(name)
-    for name, tensor in found.items():
+    for name, given in found.items():
         if name in state:
             shape = tuple(state[name].shape)
-            if tuple(int(size) for size in tensor.shape) != shape:
+            if tuple(given.shape.numpy()) != shape:
                 raise ModelError(
-                    f"{name!r} has shape {tuple(tensor.shape)} in the checkpoint, the configuration says {shape}",
+                    f"{name!r} has shape {tuple(given.shape)} in the checkpoint, the configuration says {shape}",
                     where=where,
                     fix="config.json and the weights belong to different models",
                 )
-            by_identity.setdefault(id(state[name]), tensor)
+            by_identity.setdefault(id(state[name]), given)
     result: dict[str, onnx_ir.TensorProtocol] = {}
     missing: list[str] = []
     for name, tensor in _named(model):
@@ -145,7 +145,7 @@ def _natural(key: str) -> list[tuple[int, Any]]:
 def _transforms(
     model: torch.nn.Module, state: Mapping[str, torch.Tensor]
 ) -> tuple[Callable[[str], tuple[str, str | None]], dict[str, Any]]:
-    """A function from a checkpoint's name to (model's name, pattern of its converter), and the converters by pattern."""
+    """A function from a stored name to (model's name, pattern of its converter), and the converters by pattern."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 

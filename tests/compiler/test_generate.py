@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-
 from burnish.backends.onnxruntime.lower import lower
 from burnish.backends.onnxruntime.session import Session
 from burnish.backends.onnxruntime.writer import write
@@ -20,6 +18,7 @@ from burnish.frontends.gguf import import_gguf
 from burnish.frontends.huggingface import import_folder
 from burnish.ir.errors import InputError, OptionError, UnsupportedError
 from burnish.ir.signature import DecoderSpec
+from transformers import LlamaConfig, LlamaForCausalLM
 
 
 @dataclass

@@ -10,14 +10,13 @@ import numpy as np
 import onnx_ir
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen2Config
-
 from burnish.backends.onnxruntime.lower import lower
 from burnish.backends.onnxruntime.session import Session
 from burnish.backends.onnxruntime.writer import write
 from burnish.frontends.gguf import import_gguf, split_halves
 from burnish.frontends.gguf_file import open_gguf
 from burnish.ir.errors import ModelError, UnsupportedError
+from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen2Config
 
 CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "gemma": GemmaConfig}
 

@@ -12,14 +12,13 @@ import onnx_ir
 import pytest
 import torch
 import transformers
-from transformers import DynamicCache
-
 from burnish.backends.onnxruntime.lower import lower
 from burnish.backends.onnxruntime.session import Session
 from burnish.backends.onnxruntime.writer import write
 from burnish.frontends.huggingface import import_folder
 from burnish.frontends.imported import Imported
 from burnish.ir.errors import ModelError, OptionError, UnsupportedError
+from transformers import DynamicCache
 
 TOLERANCE = 1e-4  # relative to the largest output; float32 differs by about 1e-6
 SIZES = dict(
@@ -113,7 +112,7 @@ def test_the_decoder_has_the_names_and_dimensions_that_runtimes_expect(tmp_path:
     assert inputs["attention_mask"] == ("batch", "past + sequence")
     assert inputs["past_key_values.1.value"] == ("batch", 2, "past", 8)
     assert list(inputs)[3:5] == ["past_key_values.0.key", "past_key_values.0.value"]
-    assert list(outputs)[0] == "logits" and outputs["present.1.key"] == ("batch", 2, "past + sequence", 8)
+    assert next(iter(outputs)) == "logits" and outputs["present.1.key"] == ("batch", 2, "past + sequence", 8)
     assert imported.decoder is not None and imported.route == "huggingface"
     assert (imported.decoder.layers, imported.decoder.kv_heads, imported.decoder.head_dim) == (2, 2, 8)
     assert imported.decoder.end_tokens == (2,) and imported.decoder.context == 64
@@ -341,7 +340,7 @@ def test_a_missing_shard_and_a_missing_tensor(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"does not hold 'model\.norm\.weight'"):
         import_folder(tmp_path)
     sorted(tmp_path.glob("*.safetensors"))[0].unlink()
-    with pytest.raises(ModelError, match="1 of .* shards are missing"):
+    with pytest.raises(ModelError, match=r"1 of .* shards are missing"):
         import_folder(tmp_path)
 
 
