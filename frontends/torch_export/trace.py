@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,7 +39,9 @@ def trace(
 
     hook = model.register_forward_hook(take_apart)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # Recurrent layers refresh a list of their weights on every call; torch puts it back.
+            warnings.filterwarnings("ignore", message="The tensor attribute")
             return torch.export.export(model, tuple(args), dict(kwargs), strict=False, dynamic_shapes=dynamic_shapes)
     except BurnishError:
         raise
