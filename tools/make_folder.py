@@ -117,7 +117,7 @@ def make_folder(shape: Shape, folder: Path, *, seed: int = 0, shard: int = SHARD
         files[-1][name] = dims
         size += length
     random = np.random.default_rng(seed)
-    places = {}
+    places: dict[str, str] = {}
     for number, tensors in enumerate(files, start=1):
         single = len(files) == 1
         file = "model.safetensors" if single else f"model-{number:05d}-of-{len(files):05d}.safetensors"
