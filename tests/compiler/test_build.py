@@ -2,10 +2,9 @@
 
 from typing import Any
 
+import burnish
 import pytest
 import torch
-
-import burnish
 from burnish.compiler import build
 from burnish.ir.errors import VerificationError
 
