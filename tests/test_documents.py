@@ -99,7 +99,7 @@ def test_readme_names_real_make_targets() -> None:
 
 def test_benchmark_example(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("burnish.compiler.benchmark._TURN", 0.01)
+    monkeypatch.setattr("burnish.compiler.benchmark.runner._TURN", 0.01)
     (folder / "small.onnx").unlink(missing_ok=True)
     (folder / "small.onnx").write_bytes((folder / "model.onnx").read_bytes())
     (example,) = _blocks(ROOT / "docs" / "benchmarks.md", "python")

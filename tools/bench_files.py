@@ -13,7 +13,7 @@ import numpy as np
 
 from ..compiler.api import export
 from ..compiler.benchmark import Scenario, Side, benchmark
-from ..compiler.machine import describe_machine
+from ..compiler.benchmark.machine import describe_machine
 from ..compiler.progress import terminal_progress
 from .baseline import minilm_path
 from .bench_results import Check, write_results

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compiler.api import export
-from ..compiler.machine import describe_machine
+from ..compiler.benchmark.machine import describe_machine
 from ..ir.errors import ModelError
 from .bench_results import Check, write_results
 from .fetch import model_path
@@ -31,7 +31,7 @@ _RUN = """
 import json, sys
 import numpy as np
 import burnish
-from burnish.compiler.machine import peak_memory
+from burnish.compiler.benchmark.machine import peak_memory
 decoder = burnish.load(sys.argv[1])
 decoder.generate(np.array([[504, 3575, 282, 4649, 314]]), max_new_tokens=16)
 heavy = [name for name in ("torch", "transformers", "onnx", "onnx_ir", "sympy") if name in sys.modules]

@@ -18,7 +18,7 @@ import torch
 
 from ..backends.onnxruntime.lower import lower
 from ..backends.onnxruntime.writer import write
-from ..compiler.machine import describe_machine
+from ..compiler.benchmark.machine import describe_machine
 from ..frontends.gguf import import_gguf
 from ..frontends.torch_module import import_exported
 from ..passes.base import Context

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..compiler.benchmark_onnx import OnnxSide
+from ..compiler.benchmark.onnx_side import OnnxSide
 from ..ir.errors import BurnishError, ModelError
 from .fetch import model_path
 from .text import held_out_text, load_tokenizer, windows

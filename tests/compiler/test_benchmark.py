@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from burnish.compiler.benchmark import Result, Scenario, Side, Timing, benchmark, decode, prefill
-from burnish.compiler.benchmark_onnx import OnnxSide, find_model, make_inputs, model_bytes
-from burnish.compiler.benchmark_result import largest_difference
-from burnish.compiler.machine import describe_machine, peak_memory
+from burnish.compiler.benchmark.machine import describe_machine, peak_memory
+from burnish.compiler.benchmark.onnx_side import OnnxSide, find_model, make_inputs, model_bytes
+from burnish.compiler.benchmark.result import largest_difference
 from burnish.ir.errors import InputError, ModelError, OptionError
 
 Write = Callable[..., Path]
@@ -22,8 +22,8 @@ Write = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("burnish.compiler.benchmark._TURN", 0.01)
-    monkeypatch.setattr("burnish.compiler.benchmark._PAUSE", 0.0)
+    monkeypatch.setattr("burnish.compiler.benchmark.runner._TURN", 0.01)
+    monkeypatch.setattr("burnish.compiler.benchmark.runner._PAUSE", 0.0)
 
 
 def test_two_files(linear_file: Write) -> None:
@@ -56,7 +56,7 @@ def test_same_file_twice_has_equal_outputs(linear_file: Write) -> None:
 
 
 def test_only_one_side_works_at_a_time(linear_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    from burnish.compiler import benchmark as module
+    from burnish.compiler.benchmark import runner as module
 
     order: list[str] = []
     ask = module._Process.ask
@@ -127,7 +127,7 @@ def test_missing_broken_and_no_models(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_dies_is_told(linear_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    from burnish.compiler import benchmark as module
+    from burnish.compiler.benchmark import runner as module
 
     ask = module._Process.ask
 

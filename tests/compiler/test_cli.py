@@ -13,7 +13,7 @@ import burnish
 import numpy as np
 import onnx
 import pytest
-from burnish.compiler.cli import option_docs
+from burnish.compiler.cli.compiling import option_docs
 from burnish.passes import Quantize
 
 
@@ -200,7 +200,7 @@ def test_other_values(network: Callable, tmp_path: Path) -> None:
 def test_defects_show_no_traceback_either(network: Callable) -> None:
     program = (
         "import sys; sys.argv = ['burnish', 'inspect', sys.argv[1]]\n"
-        "import burnish.compiler.cli_inspect as c\n"
+        "import burnish.compiler.cli.looking as c\n"
         "def fail(*a): raise KeyError('boom')\n"
         "c.read_header = fail\n"
         "from burnish.compiler.cli import main\n"
@@ -237,7 +237,7 @@ def test_interrupt(network: Callable, tmp_path: Path) -> None:
 
 
 def test_inspect_merges_the_inputs_of_layers(decoder_file: Path) -> None:
-    from burnish.compiler.cli_inspect import _merged
+    from burnish.compiler.cli.looking import _merged
 
     lines = [f"past.{i}.{kind}: float[n, 8]" for i in range(30) for kind in ("key", "value")]
     assert _merged(["ids: int64[n]", *lines, "past.3.key: int8[n]"]) == [

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from burnish.compiler.benchmark_onnx import OnnxSide
-from burnish.compiler.benchmark_torch import TorchSide
+from burnish.compiler.benchmark.onnx_side import OnnxSide
+from burnish.compiler.benchmark.torch_side import TorchSide
 from burnish.tools.baseline import export_decoder
 from burnish.tools.perplexity import eager_logits, file_logits, perplexity
 

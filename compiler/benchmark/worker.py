@@ -1,6 +1,6 @@
 """The process of one side of a benchmark: one live session, told what to do by lines of JSON on its standard input.
 
-Started by :mod:`.benchmark` as ``python -m burnish.compiler.benchmark_worker``.
+Started by :mod:`.runner` as ``python -m burnish.compiler.benchmark.worker``.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ir.errors import BurnishError
-from .benchmark_onnx import OnnxSide
+from ...ir.errors import BurnishError
 from .machine import peak_memory
+from .onnx_side import OnnxSide
 
 if TYPE_CHECKING:
-    from .benchmark_torch import TorchSide
+    from .torch_side import TorchSide
 
 
 class Worker:
@@ -32,7 +32,7 @@ class Worker:
         """Open the model: ``source`` is a path or, with ``eager``, a factory."""
         started = time.perf_counter()
         if message["eager"]:
-            from .benchmark_torch import TorchSide
+            from .torch_side import TorchSide
 
             self.side = TorchSide(message["source"], message["threads"])
         else:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ir.errors import InputError, ModelError, OptionError
+from ...ir.errors import InputError, ModelError, OptionError
 
 Array = np.ndarray[Any, Any]
 

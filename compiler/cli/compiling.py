@@ -1,103 +1,14 @@
-"""The command line: ``burnish compile | passes | inspect | compare | benchmark``."""
+"""The commands that make models: ``compile``, and ``passes`` that says what can be asked of it."""
 
 from __future__ import annotations
 
-import functools
-import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated
 
 import typer
 
-from ..ir.errors import BurnishError, OptionError, OutputError, nearest
-
-P = ParamSpec("P")
-
-app = typer.Typer(
-    name="burnish",
-    help="Make neural networks smaller and faster.",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def main() -> None:
-    """Run the command line."""
-    app(prog_name="burnish")
-
-
-def told(command: Callable[P, None]) -> Callable[P, None]:
-    """A command whose errors are told in a few red lines: what, where, what to do; exit status 1."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except BurnishError as error:
-            show_error(error)
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            # The reader (head, less) has gone; nothing may be flushed to it at exit either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from None
-        except (typer.Exit, typer.Abort):
-            raise
-        except Exception as error:
-            if os.environ.get("BURNISH_TRACEBACK"):
-                raise
-            what = f"{type(error).__name__}: {error}" if not isinstance(error, MemoryError) else "out of memory"
-            fix = "this is a defect of Burnish; set BURNISH_TRACEBACK=1 to see where, and report it"
-            show_error(BurnishError(f"unexpected error: {what}", fix=None if isinstance(error, MemoryError) else fix))
-            raise typer.Exit(1) from None
-
-    return run
-
-
-def show_error(error: BurnishError) -> None:
-    """Print an error on standard error."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True, soft_wrap=True)
-    console.print(Text("error: ", style="bold red").append(error.what, style="red"))
-    for label, text in (("where", error.where), ("fix", error.fix)):
-        if text:
-            console.print(Text(f"  {label}: ", style="bold").append(text, style="not bold"))
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from .. import __version__
-
-        print(f"burnish {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
-    ] = False,
-) -> None:
-    pass
-
-
-def one_of(name: str, value: str, known: tuple[str, ...]) -> str:
-    """``value`` if it is known.
-
-    Raises:
-        OptionError: it is not.
-    """
-    if value not in known:
-        raise OptionError(f"{name} {value!r} does not exist", fix=nearest(value, known))
-    return value
+from ...ir.errors import OutputError
+from .app import app, show, told
 
 
 @app.command("compile")
@@ -121,14 +32,14 @@ def compile_command(
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither use nor fill the compile cache.")] = False,
 ) -> None:
     """Compile a model into a file or folder."""
-    from .storage import check_target
+    from ..storage import check_target
 
     # What can be refused without importing torch is refused at once.
     check_target(output, overwrite)
     if report is not None and not report.absolute().parent.is_dir():
         raise OutputError("the folder does not exist", where=str(report.absolute().parent), fix="create it first")
-    from .api import export
-    from .calibration import DataFile
+    from ..api import export
+    from ..calibration import DataFile
 
     result = export(
         model,
@@ -142,7 +53,7 @@ def compile_command(
     )
     if report is not None:
         result.save(report)
-    _print(result)
+    show(result)
     print(f"\nwritten: {output}")
 
 
@@ -157,19 +68,19 @@ def passes_command() -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ..passes.presets import PRESETS
-    from ..passes.registry import PASSES, pass_class
-    from ..passes.spec import annotation_text, default_of
+    from ...passes.presets import PRESETS
+    from ...passes.registry import PASSES, pass_class
+    from ...passes.spec import annotation_text, default_of
 
     presets = Table("preset", "passes", "", title="Presets", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name, preset in PRESETS.items():
         presets.add_row(Text(name, style="bold"), Text(preset.spec), Text(preset.summary))
-    _print(presets)
+    show(presets)
     for name in PASSES:
         kind = pass_class(name)
         summary = (inspect.getdoc(kind) or "").split("\n\n")[0].replace("\n", " ")
         print()
-        _print(Text(name, style="bold").append(f"  ({kind.stage.name.lower()})  {summary}", style="not bold"))
+        show(Text(name, style="bold").append(f"  ({kind.stage.name.lower()})  {summary}", style="not bold"))
         hints, said = typing.get_type_hints(kind), option_docs(kind)
         fields = [field for field in dataclasses.fields(kind) if field.init]
         if not fields:
@@ -181,7 +92,7 @@ def passes_command() -> None:
             table.add_row(
                 Text(field.name), Text(annotation_text(hints[field.name])), Text(shown), Text(said.get(field.name, ""))
             )
-        _print(table)
+        show(table)
 
 
 def option_docs(kind: type) -> dict[str, str]:
@@ -202,18 +113,3 @@ def option_docs(kind: type) -> dict[str, str]:
         elif inside and last and line.strip():
             found[last] += " " + line.strip()
     return found
-
-
-def _print(what: Any) -> None:
-    from rich.console import Console
-
-    if sys.stdout.isatty():
-        Console().print(what)
-        return
-    console = Console(width=120)
-    with console.capture() as capture:
-        console.print(what)
-    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
-
-
-from . import cli_inspect as _more  # noqa: E402, F401  registers inspect, compare and benchmark

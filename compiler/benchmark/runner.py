@@ -18,24 +18,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..ir import errors
-from ..ir.errors import BurnishError, InputError, OptionError
-from .benchmark_onnx import find_model, make_inputs, model_bytes
-from .benchmark_result import Result, Scenario, Side, Timing, decode, largest_difference, prefill
+from ...ir import errors
+from ...ir.errors import BurnishError, InputError, OptionError
+from ..progress import Progress, silent
 from .machine import cores
-from .model import CompiledModel
-from .progress import Progress, silent
-
-__all__ = ["Result", "Scenario", "Side", "Timing", "benchmark", "decode", "prefill"]
+from .onnx_side import find_model, make_inputs, model_bytes
+from .result import Result, Scenario, Side, Timing, decode, largest_difference, prefill
 
 Array = np.ndarray[Any, Any]
 
 _PAUSE = 0.05  # seconds between turns, so that the other side's thread pool has gone to sleep
 _TURN = 0.4  # seconds a turn lasts at least
+
+
+@runtime_checkable
+class Compiled(Protocol):
+    """What is asked of a :class:`~burnish.CompiledModel`: where its file is, and what it is called."""
+
+    @property
+    def path(self) -> Path: ...  # noqa: D102  the class says it
+
+    @property
+    def report(self) -> Any: ...  # noqa: D102
 
 
 class _Process:
@@ -45,7 +53,7 @@ class _Process:
         self.side = side
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)), OMP_NUM_THREADS=str(threads))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "burnish.compiler.benchmark_worker"],
+            [sys.executable, "-m", "burnish.compiler.benchmark.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -104,7 +112,7 @@ def benchmark(
     """Run models in turns and say how long each took, and how they compare with the first.
 
     Args:
-        models: a :class:`Side`, the path of an ONNX file or saved folder, or a :class:`.model.CompiledModel`; each.
+        models: a :class:`Side`, the path of an ONNX file or saved folder, or a compiled model; each.
         scenarios: what to measure; by default ``prefill(128)`` and ``decode(128)`` of decoders, and a call otherwise.
         inputs: arrays by input name, for calls; made up from the first model's signature where left out.
         dims: sizes of the symbolic dimensions of inputs that are made up.
@@ -140,7 +148,7 @@ def _as_sides(models: Sequence[Any]) -> list[Side]:
             side = model
         elif isinstance(model, str | os.PathLike):
             side = Side(Path(model).name or str(model), str(Path(model).absolute()))
-        elif isinstance(model, CompiledModel):
+        elif isinstance(model, Compiled):
             side = Side(model.report.model or model.path.stem, str(model.path.absolute()))
         else:
             raise OptionError(

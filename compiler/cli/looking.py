@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..ir.errors import ArtifactError, InputError, ModelError, OptionError
-from .artifact import MANIFEST_KEY, MODEL_FILE, Manifest, check_files
-from .cli import _print, app, told
-from .wire import Header, read_header
+from ...ir.errors import ArtifactError, InputError, ModelError, OptionError
+from ..artifact import MANIFEST_KEY, MODEL_FILE, Manifest, check_files
+from ..wire import Header, read_header
+from .app import app, show, told
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..ir.signature import TensorSpec
+    from ...ir.signature import TensorSpec
 
 
 def onnx_path(path: Path) -> Path:
@@ -48,18 +48,18 @@ def inspect(
     manifest = Manifest.from_json(text, str(path)) if (text := header.metadata.get(MANIFEST_KEY)) else None
     if manifest is not None:
         check_files(path, manifest, contents=True)
-    _print(_figures(path, header, manifest))
+    show(_figures(path, header, manifest))
     if report:
-        from .artifact import REPORT_KEY
-        from .report import Report
+        from ..artifact import REPORT_KEY
+        from ..report import Report
 
         if REPORT_KEY not in header.metadata:
             raise ArtifactError("the file holds no report", where=str(path), fix="Burnish did not make it")
         print()
-        _print(Report.from_json(header.metadata[REPORT_KEY], str(path)))
+        show(Report.from_json(header.metadata[REPORT_KEY], str(path)))
     if graph:
-        from ..frontends.onnx_file import import_onnx
-        from ..ir.printer import format_graph
+        from ...frontends.onnx_file import import_onnx
+        from ...ir.printer import format_graph
 
         print()
         print(format_graph(import_onnx(path, opset=None).graph))
@@ -70,9 +70,9 @@ def _figures(path: Path, header: Header, manifest: Manifest | None) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from ..ir.errors import BurnishError
-    from .measure import measure
-    from .report import size_text
+    from ...ir.errors import BurnishError
+    from ..measure import measure
+    from ..report import size_text
 
     try:
         sizes = measure(path)
@@ -115,7 +115,7 @@ def _figures(path: Path, header: Header, manifest: Manifest | None) -> Any:
 
 
 def _elements(model: Any) -> int:
-    from .measure import weight_count
+    from ..measure import weight_count
 
     return weight_count(model)
 
@@ -152,12 +152,12 @@ def compare(
     from rich.table import Table
     from rich.text import Text
 
-    from ..backends.onnxruntime.session import Session
-    from ..frontends.onnx_file import import_onnx
-    from ..ir.diff import diff
-    from .calibration import load_arrays
-    from .report import error_text
-    from .verification import relative_error
+    from ...backends.onnxruntime.session import Session
+    from ...frontends.onnx_file import import_onnx
+    from ...ir.diff import diff
+    from ..calibration import load_arrays
+    from ..report import error_text
+    from ..verification import relative_error
 
     paths = [onnx_path(a), onnx_path(b)]
     graphs = [import_onnx(path, opset=None).graph for path in paths]
@@ -182,7 +182,7 @@ def compare(
         label = one if one == other else f"{one} / {other}"
         table.add_row(Text(label), error_text(relative_error([[x]], [[y]])), largest)
     print()
-    _print(table)
+    show(table)
 
 
 def _largest(x: Any, y: Any) -> float:
@@ -196,7 +196,7 @@ def _largest(x: Any, y: Any) -> float:
 def _run(session: Any, feeds: dict[str, Any], path: Path) -> dict[str, Any]:
     import numpy as np
 
-    from ..ir.signature import NamedSignature
+    from ...ir.signature import NamedSignature
 
     missing = [spec.name for spec in session.inputs if spec.name not in feeds]
     if missing:
@@ -211,7 +211,7 @@ def _run(session: Any, feeds: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _made_up(specs: tuple[TensorSpec, ...], path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    from .inputs import made_up
+    from ..inputs import made_up
 
     header = read_header(path)
     text = header.metadata.get(MANIFEST_KEY)
@@ -232,27 +232,27 @@ def benchmark(
     output: Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")] = None,
 ) -> None:
     """Time a model, or two side by side: a process each, rounds alternated."""
-    from .benchmark import benchmark as run
-    from .calibration import load_arrays
-    from .progress import terminal_progress
+    from ..benchmark import benchmark as run
+    from ..calibration import load_arrays
+    from ..progress import terminal_progress
 
-    with terminal_progress() as show:
+    with terminal_progress() as drawn:
         result = run(
             *models,
             rounds=rounds,
             threads=threads,
             dims=_dims(dim or []),
             inputs=load_arrays(inputs) if inputs is not None else None,
-            progress=show,
+            progress=drawn,
         )
     if output is not None:
-        from ..ir.errors import OutputError
+        from ...ir.errors import OutputError
 
         try:
             output.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise OutputError(f"the figures cannot be written: {error.strerror}", where=str(output)) from error
-    _print(result.table())
+    show(result.table())
 
 
 def _dims(given: list[str]) -> dict[str, int]:

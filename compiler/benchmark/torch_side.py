@@ -1,6 +1,6 @@
 """One side of a benchmark that is a PyTorch module, run eagerly: what the compiled model is measured against.
 
-Imported only in the worker of such a side; it offers what :class:`.benchmark_onnx.OnnxSide` does.
+Imported only in the worker of such a side; it offers what :class:`.onnx_side.OnnxSide` does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..ir.errors import OptionError
+from ...ir.errors import OptionError
 
 Array = np.ndarray[Any, Any]
 
