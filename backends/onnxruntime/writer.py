@@ -23,6 +23,8 @@ Progress = Callable[[int, int, str], None]
 
 EXTERNAL_FROM = 64 << 20
 """Models with more bytes of weights than this get a data file, which the runtime maps instead of copying."""
+_REPEATED = 1 << 20
+"""So do models that would repeat more bytes than this in one file."""
 _INLINE_LIMIT = 1024
 """Tensors below this size stay in the model file even so: shape inference reads them there."""
 _PROTOBUF_LIMIT = (2 << 30) - (64 << 20)
@@ -66,7 +68,9 @@ def write(
     data_path = path.with_name(path.name + ".data")
     total = stored_bytes(graph)
     if external is None:
-        external = total > EXTERNAL_FROM
+        # Inside the model file each initializer has bytes of its own; two can share them in a data file only.
+        repeated = sum(int(tensor.nbytes) for _, tensor in _tensors(graph)) - total
+        external = total > EXTERNAL_FROM or repeated > _REPEATED
     if not external and total > _PROTOBUF_LIMIT:
         raise OutputError(
             f"{total / 2**30:.1f} GiB of weights do not fit into one file of at most 2 GiB",

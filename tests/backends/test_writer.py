@@ -156,6 +156,14 @@ def test_the_size_decides_about_the_data_file(tmp_path: Path, monkeypatch: pytes
         to_bytes(model)
 
 
+def test_shared_bytes_decide_about_the_data_file(tmp_path: Path) -> None:
+    base = np.ones(1_500_000, np.uint8)
+    write(holding(onnx_ir.Tensor(base), np.zeros(9, np.float32)), tmp_path / "once.onnx")
+    assert not (tmp_path / "once.onnx.data").exists()
+    assert write(holding(onnx_ir.Tensor(base), onnx_ir.Tensor(base)), tmp_path / "shared.onnx") < 1_600_000
+    assert (tmp_path / "shared.onnx.data").exists()
+
+
 @pytest.mark.parametrize("existing", ["m.onnx", "m.onnx.data"])
 def test_existing_files_are_kept_unless_asked(existing: str, tmp_path: Path) -> None:
     (tmp_path / existing).write_text("precious")
