@@ -27,6 +27,8 @@ _KERNELS = {
     "Attention": (onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16),
 }
 """Element types of ONNX Runtime's CPU kernels; on others the decomposed form runs as it came."""
+_NEWEST = {"Attention": 24}
+"""The newest opset in which ONNX Runtime has a kernel; it takes the operator of a later one apart again."""
 
 
 @dataclass
@@ -50,8 +52,12 @@ class Site:
         """Why the target has no kernel for ``operator`` on ``dtype``; None if it has, or is no particular runtime."""
         if dtype is None:
             return "the element type is not known"
+        if self.context.target != "onnxruntime":
+            return None
+        if self.opset > _NEWEST.get(operator, self.opset):
+            return f"ONNX Runtime has no kernel for it in opset {self.opset}"
         known = _KERNELS.get(operator)
-        if self.context.target != "onnxruntime" or known is None or dtype in known:
+        if known is None or dtype in known:
             return None
         return f"ONNX Runtime has no kernel for it on {dtype.name}"
 

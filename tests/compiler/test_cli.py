@@ -226,7 +226,14 @@ def test_interrupt(network: Callable, tmp_path: Path) -> None:
         "main()"
     )
     command = [sys.executable, "-c", program, str(network().path), str(out / "m.onnx")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A runner may have been started in the background, where the shell has interrupts ignored.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     assert process.stdout.readline().strip() == "waiting"
     time.sleep(0.2)

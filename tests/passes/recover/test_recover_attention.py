@@ -203,6 +203,13 @@ def test_an_opset_without_attention_is_told(recover):
     assert found.missed == ["Attention not recovered: the graph has opset 20, the operator exists since 23"]
 
 
+def test_an_opset_whose_attention_the_runtime_takes_apart_is_told(recover):
+    assert recover(f"{HEADER} {{ {PLAIN} s = Identity(s1) {TAIL} }}", CONSTANTS, FEEDS, opset=24).outcome.changed
+    found = recover(f"{HEADER} {{ {PLAIN} s = Identity(s1) {TAIL} }}", CONSTANTS, FEEDS, opset=25)
+    assert not found.outcome.changed
+    assert found.missed == ["Attention not recovered: ONNX Runtime has no kernel for it in opset 25"]
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     sizes=st.tuples(*[st.integers(1, 4)] * 5),
