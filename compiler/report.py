@@ -265,7 +265,9 @@ _COLORS = {"applied": "green", "missed": "yellow", "skipped": "cyan"}
 _CSS = """
 .burnish{font:13px/1.45 system-ui,sans-serif;max-width:64rem}
 .burnish table{border-collapse:collapse;margin:.3rem 0 1rem;text-align:left}
-.burnish th,.burnish td{padding:.2rem .8rem .2rem 0;text-align:left!important;vertical-align:top;overflow-wrap:anywhere}
+.burnish th,.burnish td{padding:.2rem .8rem .2rem 0;text-align:left!important;vertical-align:top}
+.burnish td:last-child{overflow-wrap:anywhere}
+.burnish .rows td:not(:last-child){white-space:nowrap}
 .burnish .figures th{font-weight:600;white-space:nowrap}
 .burnish .rows thead th{border-bottom:1px solid currentColor;font-weight:600}
 .burnish .rows td{border-bottom:1px solid rgba(128,128,128,.25)}
