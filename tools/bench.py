@@ -10,21 +10,24 @@ import json
 import sys
 from pathlib import Path
 
-from . import bench_decoder, bench_files, bench_scale
-from .bench_results import checks_table, decoder_table, files_table, fill, machine_line, scale_table
+from . import bench_decoder, bench_files, bench_frontend, bench_scale
+from .bench_results import checks_table, decoder_table, files_table, fill, frontend_table, machine_line, scale_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def render(results: Path, documents: Path) -> None:
     """Write the tables of ``results`` (a folder) into README.md and docs/benchmarks.md under ``documents``."""
-    names = ("decoder", "files", "scale")
-    decoder, files, scale = (json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in names)
+    names = ("decoder", "files", "frontend", "scale")
+    decoder, files, frontend, scale = (
+        json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in names
+    )
     blocks = {"decoder": decoder_table(decoder), "machine": machine_line(decoder)}
     more = blocks | {
         "files": files_table(files),
+        "frontend": frontend_table(frontend),
         "scale": scale_table(scale),
-        "checks": checks_table(decoder, files, scale),
+        "checks": checks_table(decoder, files, frontend, scale),
     }
     for path, parts in ((documents / "README.md", blocks), (documents / "docs" / "benchmarks.md", more)):
         path.write_text(fill(path.read_text(encoding="utf-8"), parts), encoding="utf-8")
@@ -42,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         places = ["--out", str(ROOT / "benchmarks"), "--work", str(ROOT / "build/bench")]
         failed += bench_decoder.main(["--rounds", str(options.rounds), *places])
         failed += bench_files.main(["--rounds", str(options.rounds), *places])
+        failed += bench_frontend.main(["--out", str(ROOT / "benchmarks")])
         failed += bench_scale.main([*places, *(["--large"] if options.large else [])])
     render(ROOT / "benchmarks", ROOT)
     return failed

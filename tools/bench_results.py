@@ -102,6 +102,11 @@ def scale_table(results: Mapping[str, Any]) -> str:
     return _table(["shape of", "layers", "weights, bfloat16", "compiled, 4 bits", "time", "peak memory"], rows)
 
 
+def frontend_table(results: Mapping[str, Any]) -> str:
+    """Markdown table of ``frontend.json``: a row a step."""
+    return _table(["step", "seconds"], [[name, f"{value:.2f}"] for name, value in results["seconds"].items()])
+
+
 def checks_table(*results: Mapping[str, Any]) -> str:
     """Markdown table of every check with its limit."""
     checks = [check for result in results for check in result["checks"]]

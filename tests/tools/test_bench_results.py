@@ -68,7 +68,7 @@ def test_fill() -> None:
 def test_files_are_measured_and_rendered(
     linear_file, decoder: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("burnish.compiler.benchmark._TURN", 0.01)
+    monkeypatch.setattr("burnish.compiler.benchmark.runner._TURN", 0.01)
     case = bench_files.Case("linear", linear_file, lambda generator: {"x": np.ones((2, 8), np.float32)})
     results = bench_files.measure((case,), tmp_path / "work", rounds=5)
     assert [check["name"].partition(":")[0] for check in results["checks"]] == ["linear", "linear"]
@@ -86,13 +86,15 @@ def test_files_are_measured_and_rendered(
         "peak_anonymous_bytes": 900_000_000,
     }  # fmt: skip
     write_results(tmp_path / "scale.json", {"compiling": [row], "checks": []})
+    write_results(tmp_path / "frontend.json", {"seconds": {"import": 0.156}, "checks": []})
     (tmp_path / "docs").mkdir()
     block = "<!-- {0} -->\n<!-- end {0} -->\n"
     (tmp_path / "README.md").write_text("".join(block.format(name) for name in ("decoder", "machine")))
-    names = ("decoder", "machine", "files", "scale", "checks")
+    names = ("decoder", "machine", "files", "frontend", "scale", "checks")
     (tmp_path / "docs" / "benchmarks.md").write_text("".join(block.format(name) for name in names))
     bench.render(tmp_path, tmp_path)
     assert "| size on disk | 540 MB | 80 MB |" in (tmp_path / "README.md").read_text()
     page = (tmp_path / "docs" / "benchmarks.md").read_text()
     assert "| linear | " in page
+    assert "| import | 0.16 |" in page
     assert "| tiny | 3 | 2.20 GB | 0.62 GB | 21 s | 900 MB |" in page

@@ -1,12 +1,11 @@
 """What bringing the 30-layer SmolLM2 decoder in costs, beside ``torch.export`` and ``torch.onnx.export``, in one run.
 
-``python -m burnish.tools.frontend_cost [--json FILE]`` needs some minutes, nearly all of them in ``torch.onnx.export``.
+Nearly all of the minutes it needs go into ``torch.onnx.export``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -24,17 +23,14 @@ from ..frontends.torch_module import import_exported
 from ..passes.base import Context
 from ..passes.canonicalize import Canonicalize
 from .baseline import DecoderWithCache, eager_smollm2, example, export_decoder
+from .bench_results import Check, write_results
 from .fetch import model_path
 
 T = TypeVar("T")
 
 
-def frontend_cost() -> dict[str, Any]:
-    """Seconds of each step, and the two ratios.
-
-    ``import_ratio`` is import and canonicalization over ``torch.export.export`` of the same module;
-    ``whole_ratio`` is ``torch.onnx.export`` over the whole way from the model's file to an ONNX file.
-    """
+def bench_frontend() -> dict[str, Any]:
+    """Measure and check; what is returned goes into ``benchmarks/frontend.json``."""
     seconds: dict[str, float] = {}
 
     def timed(name: str, work: Callable[[], T]) -> T:
@@ -51,13 +47,13 @@ def frontend_cost() -> dict[str, Any]:
         timed("canonicalize", lambda: Canonicalize().run(graph, Context()))
         timed("file to file", lambda: _whole(model_path("smollm2"), folder / "ours.onnx"))
         timed("torch.onnx.export", lambda: export_decoder(model, folder / "theirs.onnx"))
-    import_ratio = (seconds["import"] + seconds["canonicalize"]) / seconds["torch.export.export"]
-    return {
-        "machine": describe_machine(),
-        "seconds": seconds,
-        "import_ratio": round(import_ratio, 4),
-        "whole_ratio": round(seconds["torch.onnx.export"] / seconds["file to file"], 2),
-    }
+    imported = (seconds["import"] + seconds["canonicalize"]) / seconds["torch.export.export"]
+    whole = seconds["file to file"] / seconds["torch.onnx.export"]
+    checks = [
+        Check("import and canonicalize against torch.export.export", imported, 0.15, "×"),
+        Check("GGUF file to ONNX file against torch.onnx.export", whole, 1 / 3, "×"),
+    ]
+    return {"seconds": seconds, "checks": [check.to_json() for check in checks], "machine": describe_machine()}
 
 
 def _trace(model: Any) -> torch.export.ExportedProgram:
@@ -85,16 +81,11 @@ def _whole(source: Path, path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and write the figures if asked to."""
-    parser = argparse.ArgumentParser(prog="python -m burnish.tools.frontend_cost", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    """Measure and write ``frontend.json``."""
+    parser = argparse.ArgumentParser(prog="python -m burnish.tools.bench_frontend", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks"), help="where frontend.json goes")
     options = parser.parse_args(arguments)
-    figures = frontend_cost()
-    text = json.dumps(figures, indent=2)
-    if options.json:
-        options.json.write_text(text + "\n")
-    print(text)
-    return 0
+    return write_results(options.out / "frontend.json", bench_frontend())
 
 
 if __name__ == "__main__":
