@@ -27,11 +27,6 @@ RUNTIME_ONLY = frozenset(("SimplifiedLayerNormalization",))
 """Operators that ONNX Runtime registers in ONNX's own domain although ONNX does not define them."""
 
 
-def require(graph: Graph, domain: str, version: int = 1) -> None:
-    """Import ``domain`` into the graph and its functions at ``version``, unless it is imported already."""
-    graph.opset_imports.setdefault(domain, version)
-
-
 def complaint(graph: Graph, node: onnx_ir.Node, lowered: bool) -> str | None:
     """Why ``node`` does not belong into ``graph``; None if it does.
 

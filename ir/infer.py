@@ -15,8 +15,8 @@ import onnx_ir
 
 from .errors import VerificationError
 from .graph import Graph, all_nodes, module_path, tensor_of
-from .shapes import contraction, contrib, elementwise, movement, reduction, views
-from .shapes.view import NOTHING, RULES, ShapeError, Typed, View, show
+from .shapes import arrangement, contraction, contrib, elementwise, movement, reduction
+from .shapes.node_view import NOTHING, RULES, ShapeError, Typed, View, show
 from .symbolic import Dim, Dims, contradict, known, readable, symbols_of
 from .values import Evaluator
 
@@ -25,7 +25,7 @@ __all__ = ["RULE_MODULES", "conflict", "infer", "infer_graph", "inferred"]
 DATA_LIMIT = 1024
 """Constants up to this many elements are given to ONNX's shape inference as data."""
 
-RULE_MODULES = (contraction, contrib, elementwise, movement, reduction, views)
+RULE_MODULES = (arrangement, contraction, contrib, elementwise, movement, reduction)
 """The modules that fill the table of rules."""
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir
 
 from .graph import MODULE, Graph, tensor_of
-from .shapes.view import show
+from .shapes.node_view import show
 
 SMALL = 8
 """Constants of at most this many elements are printed in full."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..symbolic import UNKNOWN, Dim, Dims, add, ceil_div, exact_div, floor_div, mul, sub
-from .view import DataType, ShapeError, Typed, View, broadcast, rule, show, unify_dim
+from .node_view import DataType, ShapeError, Typed, View, broadcast, rule, show, unify_dim
 
 
 def matmul_dims(a: Dims | None, b: Dims | None) -> Dims | None:

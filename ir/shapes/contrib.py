@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..symbolic import UNKNOWN, Dim, Dims, add, exact_div, mul
 from .contraction import matmul_dims
-from .view import DataType, ShapeError, Typed, View, normalize, rule, show, unify_dim
+from .node_view import DataType, ShapeError, Typed, View, normalize, rule, show, unify_dim
 
 MICROSOFT = "com.microsoft"
 

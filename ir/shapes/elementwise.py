@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .view import DataType, Typed, View, broadcast, rule, unify
+from .node_view import DataType, Typed, View, broadcast, rule, unify
 
 UNARY = (
     "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Clip Cos Cosh CumSum CumProd Elu Erf Exp Floor Gelu "

@@ -20,7 +20,7 @@ from ..symbolic import (
     total,
 )
 from ..transfer import slice_positions
-from .view import DataType, ShapeError, Typed, View, broadcast, normalize, rule, show, unify_dim
+from .node_view import DataType, ShapeError, Typed, View, broadcast, normalize, rule, show, unify_dim
 
 
 @rule("Concat")

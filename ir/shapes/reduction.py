@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..symbolic import UNKNOWN, Dims
-from .view import DataType, Typed, View, broadcast, normalize, rule
+from .node_view import DataType, Typed, View, broadcast, normalize, rule
 
 REDUCTIONS = (
     "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare"

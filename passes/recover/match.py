@@ -108,15 +108,6 @@ def strip(value: onnx_ir.Value) -> onnx_ir.Value:
             return value
 
 
-def uncast(value: onnx_ir.Value) -> onnx_ir.Value:
-    """``value`` before casts from one floating-point type to another."""
-    value = strip(value)
-    node = producer(value, "Cast")
-    if node is None or node.inputs[0] is None or node.inputs[0].dtype not in FLOATS:
-        return value
-    return strip(node.inputs[0])
-
-
 def scalar(value: onnx_ir.Value | None) -> float | None:
     """The number behind a constant of one element, or None."""
     if value is None:

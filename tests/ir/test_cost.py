@@ -9,7 +9,7 @@ import onnx_ir
 import pytest
 from burnish.ir.cost import Cost, byte_count, flops, graph_cost, node_cost
 from burnish.ir.infer import infer_graph
-from burnish.ir.shapes.view import show_dim
+from burnish.ir.shapes.node_view import show_dim
 
 FLOAT = onnx_ir.DataType.FLOAT
 

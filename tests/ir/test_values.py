@@ -9,7 +9,7 @@ import onnx_ir
 import pytest
 from burnish.ir import symbolic
 from burnish.ir.infer import infer_graph
-from burnish.ir.shapes.view import show
+from burnish.ir.shapes.node_view import show
 from burnish.ir.values import LIMIT, Evaluator, propagate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..symbolic import UNKNOWN, Dim, Dims, exact_div, known, mul, product
-from .view import DataType, ShapeError, Typed, View, normalize, rule, show
+from .node_view import DataType, ShapeError, Typed, View, normalize, rule, show
 
 
 @rule("Reshape")
