@@ -16,6 +16,7 @@ SMALLEST_TABLE = 1 << 18
 """An embedding with fewer weights stays float, unless a product shares it: reading rows of it costs nothing."""
 
 Layout = Literal["nk", "kn"]
+_CUTS = ("Gather", "Slice", "Split", "Squeeze", "Reshape", "Transpose")
 _OTHER_PRODUCTS = ("Conv", "ConvTranspose", "LSTM", "GRU", "RNN", "Einsum")
 
 
@@ -106,6 +107,15 @@ def behind_transpose(value: onnx_ir.Value | None) -> onnx_ir.Value | None:
     return value
 
 
+def _cut_from_constant(value: onnx_ir.Value | None) -> bool:
+    """Whether ``value`` is a part of a floating-point constant, perhaps rearranged."""
+    while value is not None and is_op(value.producer(), *_CUTS):
+        node = value.producer()
+        assert node is not None
+        value = node.inputs[0]
+    return _float_constant(value) is not None
+
+
 def _product(
     graph: Graph, node: onnx_ir.Node, weights: dict[int, Weight], others: list[tuple[onnx_ir.Node, str]]
 ) -> None:
@@ -116,6 +126,8 @@ def _product(
             others.append((node, "the weight is the left operand"))
         elif is_op(value.producer() if value else None, "DequantizeLinear"):
             others.append((node, "the weight is quantized already"))
+        elif _cut_from_constant(value):
+            others.append((node, "the weight is cut out of a stack of matrices (experts?); only matrices are quantized"))
         else:
             others.append((node, "neither operand is constant"))
     elif len(tensor.shape) != 2:
