@@ -127,7 +127,8 @@ def _product(
         elif is_op(value.producer() if value else None, "DequantizeLinear"):
             others.append((node, "the weight is quantized already"))
         elif _cut_from_constant(value):
-            others.append((node, "the weight is cut out of a stack of matrices (experts?); only matrices are quantized"))
+            reason = "the weight is cut out of a stack of matrices (experts?); only matrices are quantized"
+            others.append((node, reason))
         else:
             others.append((node, "neither operand is constant"))
     elif len(tensor.shape) != 2:

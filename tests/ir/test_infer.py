@@ -12,9 +12,9 @@ import pytest
 from burnish.ir import symbolic
 from burnish.ir.errors import VerificationError
 from burnish.ir.infer import infer, infer_graph
+from burnish.ir.shapes.arrangement import reshaped
 from burnish.ir.shapes.movement import sliced
 from burnish.ir.shapes.node_view import RULES, ShapeError, broadcast, show
-from burnish.ir.shapes.arrangement import reshaped
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
