@@ -62,7 +62,9 @@ def check_target(path: Path, overwrite: bool) -> None:
         taken = [item for item in (path, data_file(path)) if item.exists()]
         if taken and not overwrite:
             raise OutputError(
-                f"{taken[0].name} exists", where=str(taken[0]), fix="choose another name, or overwrite it (overwrite=True, --overwrite)"
+                f"{taken[0].name} exists",
+                where=str(taken[0]),
+                fix="choose another name, or overwrite it (overwrite=True, --overwrite)",
             )
         return
     if not path.exists():
@@ -74,7 +76,11 @@ def check_target(path: Path, overwrite: bool) -> None:
     if not any(path.iterdir()):
         return
     if not overwrite:
-        raise OutputError("the folder exists", where=str(path), fix="choose another name, or overwrite it (overwrite=True, --overwrite)")
+        raise OutputError(
+            "the folder exists",
+            where=str(path),
+            fix="choose another name, or overwrite it (overwrite=True, --overwrite)",
+        )
     if not (path / MANIFEST_FILE).exists():
         raise OutputError(
             "the folder is not a compiled model, so it is not overwritten", where=str(path), fix="choose another name"

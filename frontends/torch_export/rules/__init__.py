@@ -1,11 +1,15 @@
 """The translation rules, grouped by subject; importing this package registers them."""
 
 from . import (
+    activation,
+    arithmetic,
     attention,
+    conversion,
     convolution,
     creation,
-    elementwise,
+    functions,
     indexing,
+    logic,
     matrix,
     normalization,
     recurrent,
@@ -15,11 +19,15 @@ from . import (
 )
 
 __all__ = [
+    "activation",
+    "arithmetic",
     "attention",
+    "conversion",
     "convolution",
     "creation",
-    "elementwise",
+    "functions",
     "indexing",
+    "logic",
     "matrix",
     "normalization",
     "recurrent",

@@ -14,7 +14,7 @@ from ..expressions import Size
 from ..registry import rule
 from ..views import select_scatter as write_select
 from ..views import slice_scatter as write_slice
-from .elementwise import Operand, operand
+from .operands import Operand, operand
 from .reshaping import expand_to, transpose
 
 

@@ -8,7 +8,7 @@ from ..builder import Builder, Number, dims, fixed, rank
 from ..dtypes import is_float
 from ..expressions import Dim
 from ..registry import rule
-from .elementwise import binary
+from .operands import binary
 
 
 @rule("aten.linear.default")
