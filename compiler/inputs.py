@@ -56,7 +56,7 @@ class Calibration:
             )
         # An iterator could be read only once, by the first pass that asks.
         self._items: Iterable[Any] = list(items) if isinstance(items, Iterator) else items
-        self._signature = signature
+        self.signature = signature
         self.read = False
 
     def __iter__(self) -> Iterator[Feeds]:
@@ -65,7 +65,7 @@ class Calibration:
             empty = False
             args, kwargs = arguments(item)
             try:
-                yield self._signature.flatten(args, kwargs)
+                yield self.signature.flatten(args, kwargs)
             except InputError as error:
                 where = f"calibration input {index}" + (f", {error.where}" if error.where else "")
                 raise InputError(error.what, where=where, fix=error.fix) from error
