@@ -126,6 +126,21 @@ class L2Norm(Observer):
 
 
 @dataclass(frozen=True)
+class MeanSquare(Observer):
+    """Mean of x² over tokens, of each channel: [K]."""
+
+    parts = ("sum",)
+
+    def insert(self, edit: Editor, tokens: onnx_ir.Value) -> Sequence[onnx_ir.Value]:
+        """ReduceSum of the squares."""
+        return [reduce(edit, "ReduceSum", edit.op("Mul", [tokens, tokens]))]
+
+    def finish(self, parts: Sequence[Array], count: int) -> Array:
+        """Sum over count."""
+        return np.asarray(parts[0] / count, np.float32)
+
+
+@dataclass(frozen=True)
 class Hessian(Observer):
     """Mean over tokens of x xᵀ, that is XᵀX / T: [K, K], symmetric (GPTQ's H but for a factor, Frantar et al. 2023).
 
