@@ -13,8 +13,8 @@ from ...ir.graph import Graph, module_path, tensor_of
 from ...ir.rewrite import Editor
 from .. import selectors
 from ..base import Context, Outcome, Pass, Stage
-from . import rtn
-from .calibrated import Calibrated
+from . import activations, rtn
+from .calibrated import Calibrated, in_rounds
 from .scheme import PER_CHANNEL, Scheme, override, resolve
 from .targets import Weight, find
 from .tensors import Tensors, deferred, packs, ready, stored_bytes
@@ -34,8 +34,8 @@ class Quantize(Pass):
     inputs of the head.
 
     Attributes:
-        scheme: ``"w4a16"`` or ``"w8a16"``: bits of weights and activations, with the group size and symmetry that
-            were measured best.
+        scheme: ``"w4a16"``, ``"w8a16"`` or ``"w8a8"``: bits of weights and activations, with the group size and
+            symmetry that were measured best. In the last one inputs of products are quantized, too, token by token.
         bits: 4 or 8 instead of the scheme's.
         group_size: weights that share a scale: 16, 32, 64, 128, 256; 0 or -1 for a whole channel.
         symmetric: whether the zero point is the middle of the range.
@@ -45,6 +45,8 @@ class Quantize(Pass):
             ``group_size``, ``symmetric``, or ``"float"``. A mapping from selectors to changes is taken, too.
         method: ``"rtn"`` rounds to nearest; ``"gptq"`` rounds for the calibration inputs (Frantar et al. 2022);
             ``"auto"`` takes the second if there are any.
+        rounds: the weights are rounded in so many parts, front to back, each for the inputs that it gets from the parts
+            already rounded. Each part costs a run over the calibration inputs.
 
     Raises:
         OptionError: a scheme or value that no kernel takes.
@@ -62,11 +64,16 @@ class Quantize(Pass):
     exclude: str | Sequence[str] = ()
     overrides: Mapping[str, Any] | Sequence[tuple[str, Any]] = ()
     method: str = "auto"
+    rounds: int = 1
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise OptionError(
                 f"method={self.method!r} is no way to round", where="Quantize", fix=nearest(str(self.method), METHODS)
+            )
+        if not isinstance(self.rounds, int) or isinstance(self.rounds, bool) or self.rounds < 1:
+            raise OptionError(
+                f"rounds={self.rounds!r} is not a number of rounds", where="Quantize", fix="use 1 or more"
             )
         base = self.resolved
         pairs = self.overrides.items() if isinstance(self.overrides, Mapping) else self.overrides
@@ -108,6 +115,8 @@ class Quantize(Pass):
             scheme: Scheme | None = None
             if reason is None:
                 scheme, reason = plan.scheme(weight)
+            if scheme is not None and scheme.activations and (reason := activations.obstacle(weight)) is not None:
+                scheme = None
             if scheme is not None:
                 chosen.append((weight, scheme))
                 continue
@@ -122,26 +131,34 @@ class Quantize(Pass):
                 fix="convert the file to a newer opset first (onnx.version_converter)",
             )
         gptq = self.method == "gptq" or (self.method == "auto" and context.has_calibration)
-        # All statistics are taken of the graph as it is, before the first weight is replaced.
-        calibrated = Calibrated(graph, [weight for weight, _ in chosen], context) if gptq else None
         edit = Editor(graph, RULE)
         order = {node: i for i, node in enumerate(graph.graph)}
-        for done, (weight, scheme) in enumerate(chosen):
-            figures: dict[str, Any] = {}
-            if calibrated is None:
-                tensors = _nearest(weight, scheme)
-            elif (obstacle := calibrated.obstacle(weight)) is not None:
-                outcome.missed(_where(weight), f"rounded to nearest: {obstacle}", weight=weight.value.name)
-                tensors = _nearest(weight, scheme)
-            else:
-                context.progress(done, len(chosen), f"gptq {weight.value.name}")
-                codes, figures = calibrated.codes(weight, scheme)
-                tensors = ready(codes, weight, scheme)
-            figures = _rewrite(edit, weight, scheme, tensors, order) | figures
-            totals.add(weight, figures)
-            outcome.count(RULE)
-            shared = f", shared by {len(weight.users)} nodes" if len(weight.users) > 1 else ""
-            outcome.applied(_where(weight), f"{scheme}{shared}", **figures)
+        done = 0
+        for part in in_rounds(chosen, order, self.rounds) if gptq else [chosen]:
+            # Statistics are taken of the graph as it is, before a weight of this round is replaced.
+            calibrated = Calibrated(graph, [weight for weight, _ in part], context) if gptq else None
+            for weight, scheme in part:
+                figures: dict[str, Any] = {}
+                if calibrated is None:
+                    tensors = _nearest(weight, scheme)
+                elif (obstacle := calibrated.obstacle(weight)) is not None:
+                    outcome.missed(_where(weight), f"rounded to nearest: {obstacle}", weight=weight.value.name)
+                    tensors = _nearest(weight, scheme)
+                else:
+                    context.progress(done, len(chosen), f"gptq {weight.value.name}")
+                    codes, figures = calibrated.codes(weight, scheme)
+                    tensors = ready(codes, weight, scheme)
+                done += 1
+                figures = _rewrite(edit, weight, scheme, tensors, order) | figures
+                totals.add(weight, figures)
+                outcome.count(RULE)
+                shared = f", shared by {len(weight.users)} nodes" if len(weight.users) > 1 else ""
+                outcome.applied(_where(weight), f"{scheme}{shared}", **figures)
+        products = [node for weight, scheme in chosen if scheme.activations for node in weight.products]
+        inputs = activations.quantize_inputs(edit, products, order)
+        for nodes in inputs.values():
+            outcome.count(activations.RULE)
+            outcome.applied(module_path(nodes[0]), f"input quantized by token, once for {len(nodes)} products")
         for node, reason in targets.others:
             outcome.skipped(module_path(node), reason, op=node.op_type)
         totals.report(outcome)
