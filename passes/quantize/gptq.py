@@ -89,7 +89,9 @@ def decompose(hessian: Array, *, damping: float = DAMPING, order: Order = "activ
     pivots = factor.diagonal().copy()
     importance = np.empty(k, np.float32)
     importance[columns] = pivots**2
-    feedback = np.triu(factor / pivots, 1).astype(np.float32)
+    feedback = np.empty((k, k), np.float32)
+    np.divide(factor, pivots, out=feedback, casting="same_kind")
+    feedback = np.triu(feedback, 1)
     return Feedback(columns, feedback, importance, damping)
 
 
@@ -161,7 +163,7 @@ def output_error(difference: Array, hessian: Array) -> float:
         difference: ``[n, k]``, quantized minus original weights.
         hessian: ``[k, k]``.
     """
-    hessian = hessian.astype(np.float32)
+    hessian = np.asarray(hessian, np.float32)
     total = 0.0
     for start in range(0, len(difference), _ROWS):
         part = difference[start : start + _ROWS]
