@@ -181,8 +181,8 @@ def spread(scales: Array, labels: Array) -> Array:
 
 
 def _real(labels: Array) -> Array:
-    flat = labels.reshape(-1)
-    return flat[flat != UNSCALED]
+    real: Array = labels[labels != UNSCALED]
+    return real
 
 
 _Rule = Callable[[Walk, onnx_ir.Node, int, Channels], "str | None"]
@@ -324,7 +324,7 @@ def _attention(walk: Walk, node: onnx_ir.Node, index: int, channels: Channels) -
     if heads is None:
         return "the heads of an Attention are not known"
     queries, values = heads
-    if rank(node.inputs[2]) == 3:
+    if channels.axes == (2,) and rank(node.inputs[2]) == 3:
         labels = channels.labels.reshape(values, -1)
     elif channels.axes == (1, 3):
         labels = channels.labels

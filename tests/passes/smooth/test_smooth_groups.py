@@ -126,6 +126,20 @@ TAKEN_APART = """g (float[B, S, 8] x, float[B, 2, S, S] probabilities) => (float
     joined = Reshape(back, all)
     y = MatMul(joined, w2)
 }"""
+THREE_AXES = """g (float[B, S, 12] q, float[B, S, 6] k, float[B, S, 8] x) => (float[B, S, 4] y) {
+    v = MatMul(x, w1)
+    o = Attention <q_num_heads = 4, kv_num_heads = 2> (q, k, v)
+    y = MatMul(o, w2)
+}"""
+ONE_HEAD = """g (float[B, 2, S, 3] q, float[B, 1, S, 3] k, float[B, S, 8] x) => (float[B, S, 4] y) {
+    a = MatMul(x, w1)
+    r = Reshape(a, one_head)
+    v = Transpose <perm = [0, 2, 1, 3]> (r)
+    o = Attention(q, k, v)
+    t = Transpose <perm = [0, 2, 1, 3]> (o)
+    j = Reshape(t, all)
+    y = MatMul(j, w2)
+}"""
 SHARED_NORM = """g (float[B, 8] x) => (float[B, 4] y, float[B, 8] z) {
     n = RMSNormalization(x, scale)
     r = Relu(x)
@@ -140,6 +154,13 @@ CONNECTED: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "bilinear": (BILINEAR, {"w1": (8, 6), "w3": (8, 6), "w2": (6, 4)}, 1, 6),
     "gemm": (GEMM, {"scale": (8,), "w1": (6, 8), "bias": (6,), "w2": (6, 4)}, 2, 14),
     "attention taken apart": (TAKEN_APART, {"w1": (8, 6), "w2": (6, 4), **HEADS}, 1, 6),
+    "attention of three axes": (THREE_AXES, {"w1": (8, 6), "w2": (12, 4)}, 1, 6),
+    "one head of values": (
+        ONE_HEAD,
+        {"w1": (8, 3), "w2": (6, 4), "one_head": np.array([0, 0, 1, 3]), "all": np.array([0, 0, 6])},
+        1,
+        3,
+    ),
     "norm weight shared": (SHARED_NORM, {"scale": (8,), "w1": (8, 4)}, 1, 8),
 }
 
