@@ -278,18 +278,16 @@ def _split(walk: Walk, node: onnx_ir.Node, index: int, channels: Channels) -> st
     dimensions = rank(node.inputs[0])
     assert dimensions is not None
     axis = attribute(node, "axis", 0) % dimensions
-    if axis not in channels.axes:
-        for out in node.outputs:
-            walk.reach(out, channels)
-        return None
-    at, start = channels.axes.index(axis), 0
-    parts = []
+    parts, start = [], 0
     for out in node.outputs:
         size = None if out.shape is None else out.shape[axis]
-        if not isinstance(size, int):
+        if axis not in channels.axes and size is not None:
+            parts.append(channels.labels)
+        elif isinstance(size, int):
+            parts.append(np.take(channels.labels, range(start, start + size), channels.axes.index(axis)))
+            start += size
+        else:
             return "the sizes of a Split are not known"
-        parts.append(np.take(channels.labels, range(start, start + size), at))
-        start += size
     for out, labels in zip(node.outputs, parts, strict=True):
         walk.reach(out, Channels(channels.axes, labels))
     return None
