@@ -236,7 +236,7 @@ def _compile(
     nodes_before, weights = node_count(graph), weight_count(graph)
     given = how.calibration
     items = given.inputs(imported) if isinstance(given, DataFile) else given
-    calibration = None if items is None else Calibration(items, imported.signature)
+    calibration = None if items is None else Calibration(items, imported.signature, imported.decoder)
     numerics = None
     callbacks: list[Callback] = [] if how.verify == "off" else [StructureCheck()]
     if how.verify == "numerics":

@@ -111,7 +111,7 @@ class Cache:
         return entry / MODEL_FILE, manifest, signature, report
 
     def results(self, key: str) -> Path | None:
-        """The folder of an entry that holds results instead of a model, made if it is not there; None if it cannot be."""
+        """The folder of an entry that holds results instead of a model, made where needed; None if it cannot be."""
         entry = self.folder / key
         try:
             entry.mkdir(exist_ok=True)

@@ -45,7 +45,7 @@ def write_base(graph: Graph, names: Sequence[str], folder: Path) -> Path:
     base = graph.clone()
     made = {value.name: value for node in base.graph for value in node.outputs}
     base.graph.outputs[:] = [made[name] for name in names if name in made]
-    _cut(base)
+    _cut(base, names)
     lower(base)
     base.graph.sort()
     path = folder / BASE
@@ -69,7 +69,7 @@ def split(base: Graph, sizes: Mapping[str, int], memory: int) -> list[Segment]:
     flows = _flows(nodes, reads)
     segments: list[Segment] = []
     start, used, seen = 0, 0, set[onnx_ir.Value]()
-    inputs = tuple(value.name for value in base.graph.inputs if value.name in sizes)
+    inputs = tuple(name for name in _names(base.graph.inputs) if name in sizes)
     used += sum(sizes[name] for name in inputs)
     costs: list[int] = []
     at = 0
@@ -139,7 +139,7 @@ def _tokens(edit: Editor, value: onnx_ir.Value) -> onnx_ir.Value:
     return edit.op("Reshape", [value, edit.ints([-1, int(channels)], "tokens_shape")])  # type: ignore[arg-type]
 
 
-def _cut(graph: Graph) -> None:
+def _cut(graph: Graph, keep: Sequence[str] = ()) -> None:
     """Remove what the outputs do not need; optional outputs stay: kernels of attention refuse to do without."""
     scope, kept = graph.graph, set(graph.graph.outputs)
     edit = Editor(graph, "cut")
@@ -148,7 +148,7 @@ def _cut(graph: Graph) -> None:
             edit.remove([node])
     for value in list(scope.initializers.values()):
         edit.drop_initializer(value)
-    scope.inputs[:] = [value for value in scope.inputs if value.uses() or value.is_graph_output()]
+    scope.inputs[:] = [value for value in scope.inputs if value.uses() or value.name in keep]
 
 
 def _reads(node: onnx_ir.Node) -> list[onnx_ir.Value]:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir
@@ -20,7 +20,7 @@ from ..ir.graph import Graph, all_nodes, module_path
 from ..ir.remarks import Remark
 from ..passes.statistics import Array, Hessian, Observer, combine
 from .cache import Cache, digest_graph, key_of
-from .inputs import Calibration
+from .inputs import Calibration, as_numpy
 from .progress import Progress, silent
 from .segments import Segment, split, write_base, write_segment
 from .verification import node_state
@@ -156,7 +156,7 @@ class Statistics:
             self._folder = Path(tempfile.mkdtemp(prefix=".statistics-", suffix=".tmp", dir=self._workspace))
             inputs, digest = Batches(self._folder / "inputs"), hashlib.sha256()
             for feeds in self._calibration:
-                batch = {name: _array(value) for name, value in feeds.items()}
+                batch = {name: as_numpy(value) for name, value in feeds.items()}
                 for name, array in sorted(batch.items()):
                     digest.update(f"{name} {array.dtype} {array.shape}".encode())
                     digest.update(np.ascontiguousarray(array).tobytes())
@@ -208,11 +208,16 @@ class Statistics:
                 fix="leave this input out, or compile the model in float32",
             )
 
-    def _describe(self, name: str) -> str:
+    def _maker(self, name: str) -> str:
+        """Where a value comes from."""
         for node in self._graph.graph:
             if any(value.name == name for value in node.outputs):
-                return f"value {name!r} of {module_path(node)}"
-        return f"input {name!r}"
+                return module_path(node)
+        return ""
+
+    def _describe(self, name: str) -> str:
+        maker = self._maker(name)
+        return f"value {name!r} of {maker}" if maker else f"input {name!r}"
 
     def _tell(self, name: str, count: int, channels: int, observer: Observer) -> None:
         if count == 0:
@@ -223,7 +228,7 @@ class Statistics:
             )
         if isinstance(observer, Hessian) and count < channels:
             reason = f"the Hessian of {channels} channels is singular: it was measured on {count} tokens only"
-            self.remarks.append(Remark("missed", name, reason, {"channels": channels, "tokens": count}))
+            self.remarks.append(Remark("missed", self._maker(name), reason, {"channels": channels, "tokens": count}))
 
     def _keep(self, result: Array, name: str, kept: Path | None) -> Array:
         """The result, mapped from a file."""
@@ -295,18 +300,6 @@ def _channels(value: onnx_ir.Value, graph: Graph) -> int:
     return size
 
 
-def _array(value: Any) -> Array:
-    if not hasattr(value, "detach"):
-        return np.asarray(value)
-    tensor = value.detach().cpu()
-    if str(tensor.dtype) == "torch.bfloat16":
-        import ml_dtypes
-        import torch
-
-        return np.asarray(tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16))
-    return np.asarray(tensor.numpy())
-
-
 def _file(name: str) -> str:
     return f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
 
@@ -316,11 +309,11 @@ def _save(array: Array, path: Path) -> Array:
     with part.open("wb") as file:
         np.save(file, array)
     part.replace(path)
-    return np.load(path, mmap_mode="r")
+    return cast(Array, np.load(path, mmap_mode="r"))
 
 
 def _load(path: Path) -> Array | None:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return cast(Array, np.load(path, mmap_mode="r"))
     except (OSError, ValueError, EOFError):
         return None

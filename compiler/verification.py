@@ -49,6 +49,7 @@ class StructureCheck:
 
 
 def node_state(node: onnx_ir.Node) -> tuple[Any, ...]:
+    """What a node is and reads, to tell whether it was changed; holds ids, so keep the node alive."""
     return (
         node.op_type,
         node.domain,
