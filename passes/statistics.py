@@ -126,18 +126,27 @@ class L2Norm(Observer):
 
 
 @dataclass(frozen=True)
-class MeanSquare(Observer):
-    """Mean of x² over tokens, of each channel: [K]."""
+class Magnitudes(Observer):
+    """max |x|, mean |x| and mean x² over tokens, of each channel: [3, K].
 
-    parts = ("sum",)
+    One run over the data for what would take three with :class:`AbsMax`, :class:`MeanAbs` and :class:`L2Norm`.
+    """
+
+    parts = ("max", "sum", "sum")
 
     def insert(self, edit: Editor, tokens: onnx_ir.Value) -> Sequence[onnx_ir.Value]:
-        """ReduceSum of the squares."""
-        return [reduce(edit, "ReduceSum", edit.op("Mul", [tokens, tokens]))]
+        """ReduceMax and ReduceSum of Abs, ReduceSum of the squares."""
+        absolute = edit.op("Abs", [tokens])
+        square = edit.op("Mul", [tokens, tokens])
+        return [
+            reduce(edit, "ReduceMax", absolute),
+            reduce(edit, "ReduceSum", absolute),
+            reduce(edit, "ReduceSum", square),
+        ]
 
     def finish(self, parts: Sequence[Array], count: int) -> Array:
-        """Sum over count."""
-        return np.asarray(parts[0] / count, np.float32)
+        """The maximum above the sums over count."""
+        return np.stack([parts[0], parts[1] / count, parts[2] / count]).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -2,48 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir
 
 from ...ir.graph import module_path
 from ..base import Context, Outcome
-from ..statistics import Observer
+from ..statistics import Magnitudes
 from .flow import UNSCALED, Consumer
 from .groups import Found, Group
 from .products import Array
 
-_ROWS = 512
+_ROWS = 256
 """Output channels of a matrix that a search looks at: errors of so many say enough about all."""
 
 
-def observe(groups: Sequence[Group], context: Context, *observers: Observer) -> list[dict[str, Array]]:
-    """Statistics of all inputs of the groups, one mapping an observer.
+class Inputs:
+    """Statistics of the inputs of groups.
 
     Raises:
         CalibrationError: there are no calibration inputs (even if there is no group), or they give no statistics.
     """
-    values: list[onnx_ir.Value] = list(dict.fromkeys(value for group in groups for value in group.inputs))
-    if not values and context.has_calibration:
-        return [{} for _ in observers]
-    return [context.statistics(values, observer) for observer in observers]
+
+    def __init__(self, groups: Sequence[Group], context: Context) -> None:
+        values: list[onnx_ir.Value] = list(dict.fromkeys(value for group in groups for value in group.inputs))
+        asked = bool(values) or not context.has_calibration
+        self._magnitudes = context.statistics(values, Magnitudes()) if asked else {}
+
+    def largest(self, consumer: Consumer) -> Array:
+        """max|X_j| of each input channel: [K]."""
+        return self._of(consumer, 0)
+
+    def mean_abs(self, consumer: Consumer) -> Array:
+        """mean|X_j|: [K]."""
+        return self._of(consumer, 1)
+
+    def mean_square(self, consumer: Consumer) -> Array:
+        """E[X_j²]: [K]."""
+        return self._of(consumer, 2)
+
+    def _of(self, consumer: Consumer, which: int) -> Array:
+        row: Array = self._magnitudes[consumer.input.name or ""][which]
+        return row
 
 
-def largest(group: Group, by_input: Mapping[str, Array]) -> Array:
-    """The maximum over all places that a channel goes to: [group.size], 0 for channels that go nowhere."""
+def largest(group: Group, inputs: Inputs) -> Array:
+    """max|X| over all places that a channel goes to: [group.size], 0 for channels that go nowhere."""
     result = np.zeros(group.size, np.float32)
     for consumer in group.consumers:
-        _maximum(result, consumer, by_input[consumer.input.name or ""])
+        _maximum(result, consumer, inputs.largest(consumer))
     return result
 
 
-def mean(group: Group, by_input: Mapping[str, Array]) -> Array:
-    """The mean over all places that a channel goes to: [group.size], 0 for channels that go nowhere."""
+def mean_abs(group: Group, inputs: Inputs) -> Array:
+    """mean|X| over all places that a channel goes to: [group.size], 0 for channels that go nowhere."""
     total, count = np.zeros(group.size), np.zeros(group.size)
     for consumer in group.consumers:
         real = consumer.labels != UNSCALED
-        np.add.at(total, consumer.labels[real], by_input[consumer.input.name or ""][real])
+        np.add.at(total, consumer.labels[real], inputs.mean_abs(consumer)[real])
         np.add.at(count, consumer.labels[real], 1)
     return np.asarray(total / np.maximum(count, 1), np.float32)
 
@@ -57,7 +74,7 @@ def largest_weights(group: Group) -> Array:
 
 
 def sample(consumer: Consumer) -> Array:
-    """Evenly spaced output channels of a consumer's matrix: float32 [at most 512, K]."""
+    """Evenly spaced output channels of a consumer's matrix: float32 [at most 256, K]."""
     weights = consumer.matrix.read()
     if len(weights) <= _ROWS:
         return weights

@@ -38,7 +38,7 @@ def output_error(weights: Array, scale: Array, power: Array, scheme: Scheme) -> 
     Args:
         weights: [n, k].
         scale: s, [k].
-        power: E[X_j²] up to a factor, [k].
+        power: E[X_j²], [k].
         scheme: what the weights are rounded to.
     """
     total = np.square(weights).sum(axis=0) @ power

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,6 @@ from ...ir.graph import Graph, module_path
 from ...ir.rewrite import Editor
 from ..base import Context, Outcome, Pass, Stage
 from ..quantize.scheme import Scheme, resolve
-from ..statistics import L2Norm, MeanAbs
 from . import measured, saliency
 from .flow import spread
 from .fold import fold
@@ -56,12 +54,12 @@ class ScaleSalientChannels(Pass):
     def run(self, graph: Graph, context: Context) -> Outcome:
         """Scale every group where it helps; say of each product in none what stands in the way."""
         outcome, found = Outcome(), find(graph)
-        mean_abs, norms = measured.observe(found.groups, context, MeanAbs(), L2Norm())
+        inputs = measured.Inputs(found.groups, context)
         edit = Editor(graph, RULE)
         for done, group in enumerate(found.groups):
             context.progress(done, len(found.groups), RULE)
-            means = measured.mean(group, mean_abs)
-            ratio, before, after = _search(group, means, norms, self.resolved)
+            means = measured.mean_abs(group, inputs)
+            ratio, before, after = _search(group, means, inputs, self.resolved)
             where, values = module_path(group.node), {"output_error_before": before, "output_error": after}
             if ratio == 0:
                 outcome.skipped(where, "scaling does not lower the error of its products", **values)
@@ -74,16 +72,14 @@ class ScaleSalientChannels(Pass):
         return outcome
 
 
-def _search(group: Group, means: Array, norms: Mapping[str, Array], scheme: Scheme) -> tuple[float, float, float]:
+def _search(group: Group, means: Array, inputs: measured.Inputs, scheme: Scheme) -> tuple[float, float, float]:
     """The best exponent, and the mean relative output error of the group's consumers without and with it."""
     rows = [(consumer, measured.sample(consumer)) for consumer in group.consumers]
     errors = {}
     for ratio in saliency.RATIOS:
         scales = measured.only_free(group, saliency.scales(means, ratio))
         each = [
-            saliency.output_error(
-                part, spread(scales, consumer.labels), np.square(norms[consumer.input.name or ""]), scheme
-            )
+            saliency.output_error(part, spread(scales, consumer.labels), inputs.mean_square(consumer), scheme)
             for consumer, part in rows
         ]
         errors[ratio] = float(f"{np.mean(each):.4g}")

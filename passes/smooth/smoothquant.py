@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,6 @@ from ...ir.errors import OptionError
 from ...ir.graph import Graph, module_path
 from ...ir.rewrite import Editor
 from ..base import Context, Outcome, Pass, Stage
-from ..statistics import AbsMax, MeanSquare
 from . import measured, migration
 from .flow import spread
 from .fold import fold
@@ -53,15 +51,13 @@ class SmoothQuant(Pass):
     def run(self, graph: Graph, context: Context) -> Outcome:
         """Scale every group; say of each product in none what stands in the way."""
         outcome, found = Outcome(), find(graph)
-        searched = self.alpha == "search"
-        observers = (AbsMax(), MeanSquare()) if searched else (AbsMax(),)
-        statistics = measured.observe(found.groups, context, *observers)
+        inputs = measured.Inputs(found.groups, context)
         edit = Editor(graph, RULE)
         for done, group in enumerate(found.groups):
             context.progress(done, len(found.groups), RULE)
-            activations = measured.largest(group, statistics[0])
+            activations = measured.largest(group, inputs)
             weights = measured.largest_weights(group)
-            alpha = _search(group, activations, weights, *statistics) if searched else float(self.alpha)
+            alpha = _search(group, activations, weights, inputs) if self.alpha == "search" else float(self.alpha)
             scales = measured.only_free(group, migration.scales(activations, weights, alpha))
             fold(edit, group, scales)
             outcome.count(RULE)
@@ -81,8 +77,7 @@ def _search(
     group: Group,
     activations: Array,
     weights: Array,
-    largest: Mapping[str, Array],
-    mean_square: Mapping[str, Array],
+    inputs: measured.Inputs,
 ) -> float:
     """The alpha of the least summed relative output error of the group's consumers."""
     rows = [(consumer, measured.sample(consumer)) for consumer in group.consumers]
@@ -93,8 +88,8 @@ def _search(
             migration.output_error(
                 part,
                 spread(scales, consumer.labels),
-                largest[consumer.input.name or ""],
-                mean_square[consumer.input.name or ""],
+                inputs.largest(consumer),
+                inputs.mean_square(consumer),
             )
             for consumer, part in rows
         )
