@@ -21,7 +21,7 @@ from burnish.frontends.onnx_file import import_onnx
 from burnish.ir.errors import CalibrationError
 from burnish.ir.graph import is_op, module_path
 from burnish.passes.base import Context, Outcome, Pass, Stage
-from burnish.passes.statistics import AbsMax, Hessian, L2Norm, Mean, MeanAbs, MinMax, Observer
+from burnish.passes.statistics import AbsMax, Hessian, L2Norm, Magnitudes, Mean, MeanAbs, MinMax, Observer
 
 OBSERVERS: dict[Observer, Callable[[np.ndarray], np.ndarray]] = {
     AbsMax(): lambda x: np.abs(x).max(0),
@@ -29,6 +29,7 @@ OBSERVERS: dict[Observer, Callable[[np.ndarray], np.ndarray]] = {
     Mean(): lambda x: x.mean(0),
     MeanAbs(): lambda x: np.abs(x).mean(0),
     L2Norm(): lambda x: np.sqrt((x * x).sum(0)),
+    Magnitudes(): lambda x: np.stack([np.abs(x).max(0), np.abs(x).mean(0), (x * x).mean(0)]),
     Hessian(): lambda x: x.T @ x / len(x),
 }
 """Each observer on tokens [T, K] in float64."""
