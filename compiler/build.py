@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import shutil
 import tempfile
@@ -42,6 +43,7 @@ from .progress import Progress, silent
 from .report import PassReport, RemarkGroup, Report, group
 from .requirements import oldest_runtime
 from .source import Source
+from .statistics import Statistics
 from .storage import write_manifest, writing
 from .verification import NumericsCheck, StructureCheck
 
@@ -130,7 +132,7 @@ def build(
         workspace: folder to make the temporary folder in; the system's choice if not given.
         progress: called during long work.
     """
-    store = open_cache(cache, from_disk=source.path is not None)
+    store = results = open_cache(cache, from_disk=source.path is not None)
     remarks: list[Remark] = []
     if store is not None and not cacheable(how.passes):
         if cache is not None:
@@ -162,7 +164,7 @@ def build(
             imported = _load(source)
     folder = _workspace(store, workspace)
     try:
-        built = _compile(source, imported, how, folder, seconds, remarks, progress)
+        built = _compile(source, imported, how, folder, seconds, remarks, progress, results)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, BurnishError) and (better := source.explain(error)) is not error:
@@ -231,36 +233,42 @@ def _compile(
     seconds: dict[str, float],
     remarks: list[Remark],
     progress: Progress,
+    store: Cache | None,
 ) -> Built:
     graph = imported.graph
     nodes_before, weights = node_count(graph), weight_count(graph)
     given = how.calibration
     items = given.inputs(imported) if isinstance(given, DataFile) else given
-    calibration = None if items is None else Calibration(items, imported.signature)
+    calibration = None if items is None else Calibration(items, imported.signature, imported.decoder)
     numerics = None
     callbacks: list[Callback] = [] if how.verify == "off" else [StructureCheck()]
     if how.verify == "numerics":
         numerics, said = _numerics(source, imported, calibration, how.target)
         remarks += said
         callbacks.append(numerics)
-    context = Context(how.target, calibration, progress)
-    with _timed(seconds, "passes"):
-        records = run_passes(graph, how.passes, context, callbacks)
-    with _timed(seconds, "lowering"):
-        backend = lower(graph, target=how.target)
-        if how.verify != "off":
-            _verify_lowered(graph, records)
     path = folder / MODEL_FILE
-    for name in (MANIFEST_KEY, REPORT_KEY):  # of a model that was compiled before and loaded with onnx
-        graph.metadata_props.pop(name, None)
-    with _timed(seconds, "writing"):
-        write(graph, path, progress=progress)
-        with writing(folder):
-            for name, content in imported.companions.items():
-                if isinstance(content, bytes):
-                    (folder / name).write_bytes(content)
-                else:
-                    shutil.copyfile(content, folder / name)
+    with contextlib.ExitStack() as stack:  # weights that are computed when they are written may read statistics
+        observe = None
+        if calibration is not None:
+            observe = stack.enter_context(Statistics(graph, calibration, folder.parent, progress, cache=store))
+        context = Context(how.target, calibration, progress, observe)
+        with _timed(seconds, "passes"):
+            records = run_passes(graph, how.passes, context, callbacks)
+        with _timed(seconds, "lowering"):
+            backend = lower(graph, target=how.target)
+            if how.verify != "off":
+                _verify_lowered(graph, records)
+        for name in (MANIFEST_KEY, REPORT_KEY):  # of a model that was compiled before and loaded with onnx
+            graph.metadata_props.pop(name, None)
+        with _timed(seconds, "writing"):
+            write(graph, path, progress=progress)
+            with writing(folder):
+                for name, content in imported.companions.items():
+                    if isinstance(content, bytes):
+                        (folder / name).write_bytes(content)
+                    else:
+                        shutil.copyfile(content, folder / name)
+    remarks += observe.remarks if observe is not None else []
     if how.verify != "off" and how.target == "onnxruntime":
         progress(0, 0, "checking the operators that run")
         with _timed(seconds, "checking"):

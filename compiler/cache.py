@@ -110,6 +110,17 @@ class Cache:
             raise ArtifactError(f"an entry of the compile cache was damaged: {what}", where=str(entry)) from error
         return entry / MODEL_FILE, manifest, signature, report
 
+    def results(self, key: str) -> Path | None:
+        """The folder of an entry that holds results instead of a model, made where needed; None if it cannot be."""
+        entry = self.folder / key
+        try:
+            entry.mkdir(exist_ok=True)
+            (entry / _USED).touch()
+        except OSError:
+            return None
+        self.trim(keep=key)
+        return entry
+
     def workspace(self) -> Path:
         """A fresh folder on the disk of the cache, to compile into."""
         folder = self.folder / f".{secrets.token_hex(8)}.tmp"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..frontends.imported import Imported
-from ..ir.errors import InputError, UnsupportedError
-from ..ir.signature import numpy_dtype
+from ..ir.errors import CalibrationError, InputError, UnsupportedError
+from .inputs import fill_tokens
 
 
 def load_arrays(path: Path) -> dict[str, Any]:
@@ -47,7 +47,8 @@ class DataFile:
         """The file as inputs of ``imported``, one sequence each.
 
         Raises:
-            InputError: the file cannot be read, or holds less than two tokens.
+            InputError: the file cannot be read.
+            CalibrationError: it holds less than two tokens.
             UnsupportedError: the model brings no tokenizer, or takes something else than tokens.
         """
         if self.path.suffix.lower() == ".npz":
@@ -60,9 +61,11 @@ class DataFile:
             ) from error
         ids = self._tokens(imported, text)
         if len(ids) < 2:
-            raise InputError("the calibration text is empty", where=str(self.path), fix="pass more text")
+            raise CalibrationError(
+                "the calibration text holds less than two tokens", where=str(self.path), fix="pass more text"
+            )
         pieces = [ids[at : at + self.length] for at in range(0, len(ids), self.length)][: self.most]
-        return [self._feeds(imported, np.asarray([piece], np.int64)) for piece in pieces if len(piece) > 1]
+        return [self._feeds(imported, piece) for piece in pieces if len(piece) > 1]
 
     def _tokens(self, imported: Imported, text: str) -> list[int]:
         content = imported.companions.get("tokenizer.json")
@@ -78,22 +81,10 @@ class DataFile:
         tokens: list[int] = Tokenizer.from_str(raw.decode("utf-8")).encode(text).ids
         return tokens
 
-    def _feeds(self, imported: Imported, ids: np.ndarray[Any, Any]) -> dict[str, Any]:
-        feeds: dict[str, Any] = {}
+    def _feeds(self, imported: Imported, ids: list[int]) -> dict[str, Any]:
+        feeds = fill_tokens(imported.signature.inputs, {"input_ids": ids})
         for spec in imported.signature.inputs:
-            kind = numpy_dtype(spec.dtype)
-            if spec.name == "input_ids":
-                feeds[spec.name] = ids.astype(kind)
-            elif spec.name == "attention_mask":
-                feeds[spec.name] = np.ones(ids.shape, kind)
-            elif spec.name == "position_ids":
-                feeds[spec.name] = np.arange(ids.shape[1], dtype=kind)[None]
-            elif spec.name == "token_type_ids":
-                feeds[spec.name] = np.zeros(ids.shape, kind)
-            elif spec.name.startswith("past_key_values.") and spec.shape is not None:
-                _, heads, _, size = spec.shape
-                feeds[spec.name] = np.zeros((1, int(heads), 0, int(size)), kind)
-            else:
+            if spec.name not in feeds:
                 raise UnsupportedError(
                     f"text cannot fill the input {spec.name!r}",
                     where=str(self.path),

@@ -35,7 +35,7 @@ class StructureCheck:
 
     def after(self, item: Pass, graph: Graph, record: PassRecord) -> None:
         """Verify the nodes that are new or read something else than before."""
-        changed = [node for node in all_nodes(graph) if self._seen.get(id(node)) != _state(node)]
+        changed = [node for node in all_nodes(graph) if self._seen.get(id(node)) != node_state(node)]
         verify(graph, touched(changed))
         self._remember(graph)
 
@@ -45,10 +45,11 @@ class StructureCheck:
 
     def _remember(self, graph: Graph) -> None:
         self._nodes = list(all_nodes(graph))  # held, so that no id is used again
-        self._seen = {id(node): _state(node) for node in self._nodes}
+        self._seen = {id(node): node_state(node) for node in self._nodes}
 
 
-def _state(node: onnx_ir.Node) -> tuple[Any, ...]:
+def node_state(node: onnx_ir.Node) -> tuple[Any, ...]:
+    """What a node is and reads, to tell whether it was changed; holds ids, so keep the node alive."""
     return (
         node.op_type,
         node.domain,

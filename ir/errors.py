@@ -36,6 +36,10 @@ class InputError(BurnishError):
     """Inputs of a model are missing, or have the wrong type, rank, size or device."""
 
 
+class CalibrationError(InputError):
+    """Calibration inputs are missing, end early, or give no usable statistics."""
+
+
 class ModelError(BurnishError):
     """A model cannot be read, or is not valid."""
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .canonicalize.canonicalize import Canonicalize as Canonicalize
     from .quantize.weights import Quantize as Quantize
     from .recover.recover import Recover as Recover
+    from .smooth.salient import ScaleSalientChannels as ScaleSalientChannels
+    from .smooth.smoothquant import SmoothQuant as SmoothQuant
 
 _HOME = {
     "Canonicalize": ".canonicalize.canonicalize",
@@ -21,10 +23,22 @@ _HOME = {
     "Pass": ".base",
     "Quantize": ".quantize.weights",
     "Recover": ".recover.recover",
+    "ScaleSalientChannels": ".smooth.salient",
+    "SmoothQuant": ".smooth.smoothquant",
     "Stage": ".base",
 }
 
-__all__ = ["Canonicalize", "Context", "Outcome", "Pass", "Quantize", "Recover", "Stage"]
+__all__ = [
+    "Canonicalize",
+    "Context",
+    "Outcome",
+    "Pass",
+    "Quantize",
+    "Recover",
+    "ScaleSalientChannels",
+    "SmoothQuant",
+    "Stage",
+]
 
 
 def __getattr__(name: str) -> Any:

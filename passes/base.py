@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
+import onnx_ir
+
+from ..ir.errors import CalibrationError
 from ..ir.graph import Graph
 from ..ir.remarks import Remark
+from .statistics import Observer
+
+Observe = Callable[[Sequence[onnx_ir.Value], Observer], dict[str, np.ndarray[Any, Any]]]
+"""Statistics of values of the graph at hand, by the names of the values."""
 
 
 class Stage(enum.IntEnum):
@@ -76,11 +84,42 @@ class Context:
         target: where the result is to run; passes refuse what does not pay there.
         calibration: the user's inputs, or None; a pass that needs them and has none raises an error.
         progress: called with (done, total, what) during long work.
+        observe: computes what :meth:`statistics` returns; None where there is no data.
     """
 
     target: str = "onnxruntime"
     calibration: Iterable[Mapping[str, Any]] | None = None
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
+    observe: Observe | None = None
+
+    @property
+    def has_calibration(self) -> bool:
+        """Whether :meth:`statistics` has data to look at."""
+        return self.observe is not None
+
+    def statistics(self, values: Sequence[onnx_ir.Value], observer: Observer) -> dict[str, np.ndarray[Any, Any]]:
+        """A statistic of each value over all calibration inputs, computed by the graph as it is now.
+
+        Ask for all values at once: one run over the data serves them all. The arrays may be mapped from files, so that
+        those of a large model need not fit into memory; they are read-only.
+
+        Args:
+            values: outputs of nodes, or inputs, of the main graph; the size of the last axis must be known.
+            observer: the statistic; its class says the shape of the result.
+
+        Returns:
+            The results by the names of the values.
+
+        Raises:
+            CalibrationError: there are no calibration inputs, or they give no finite statistics.
+        """
+        if self.observe is None:
+            raise CalibrationError(
+                "calibration inputs are needed and none were given",
+                where="calibration=",
+                fix="pass calibration=batches, or --calibration FILE on the command line",
+            )
+        return self.observe(values, observer)
 
 
 @dataclass(frozen=True)

@@ -28,4 +28,8 @@ PRESETS: dict[str, Preset] = {
         "canonicalize,recover,quantize(scheme=w8a16)",
         "Weights in 8 bits, groups of 64, activations in floating point.",
     ),
+    "w8a8": Preset(
+        "canonicalize,recover,quantize(scheme=w8a8)",
+        "Weights in 8 bits per channel, activations in 8 bits per token; for long inputs and encoders.",
+    ),
 }

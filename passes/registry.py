@@ -25,6 +25,8 @@ class Entry:
 PASSES: dict[str, Entry] = {
     "canonicalize": Entry(".canonicalize.canonicalize", "Canonicalize"),
     "recover": Entry(".recover.recover", "Recover"),
+    "smoothquant": Entry(".smooth.smoothquant", "SmoothQuant"),
+    "scale_salient_channels": Entry(".smooth.salient", "ScaleSalientChannels"),
     "quantize": Entry(".quantize.weights", "Quantize"),
 }
 """Every pass by the name it has in a specification, in the order they run."""

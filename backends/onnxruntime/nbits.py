@@ -309,16 +309,24 @@ def _multiply(edit: Editor, user: onnx_ir.Node, stored: _Stored) -> str | None:
         "MatMulNBits", inputs, attributes, domain=CONTRIB, dtype=result.dtype, shape=result.shape,
         hint=user.name or "MatMulNBits",
     )  # fmt: skip
-    if alpha != 1.0:
-        y = edit.op("Mul", [y, _scalar(edit, alpha, result)])
-    if bias is not None and fused is None:
-        if beta != 1.0:
-            bias = edit.op("Mul", [bias, _scalar(edit, beta, result)])
-        y = edit.op("Add", [y, bias])
+    y = scale_and_add(edit, y, None if fused is not None else bias, alpha, beta)
     edit.replace(result, y)
     if tail is not None:
         edit.sweep([tail])
     return None
+
+
+def scale_and_add(
+    edit: Editor, y: onnx_ir.Value, bias: onnx_ir.Value | None, alpha: float, beta: float
+) -> onnx_ir.Value:
+    """``alpha * y + beta * bias``, what a Gemm does after its product."""
+    if alpha != 1.0:
+        y = edit.op("Mul", [y, _scalar(edit, alpha, y)])
+    if bias is not None:
+        if beta != 1.0:
+            bias = edit.op("Mul", [bias, _scalar(edit, beta, y)])
+        y = edit.op("Add", [y, bias])
+    return y
 
 
 def _scalar(edit: Editor, number: float, like: onnx_ir.Value) -> onnx_ir.Value:

@@ -112,7 +112,7 @@ def _asymmetric(part: Array, levels: int, precision: Any) -> tuple[Array, Array 
     low = np.minimum(part.min(axis=2), 0)
     high = np.maximum(part.max(axis=2), 0)
     with np.errstate(invalid="ignore", over="ignore"):
-        scale = _rounded((high - low) / np.float32(levels - 1), precision)
+        scale = rounded((high - low) / np.float32(levels - 1), precision)
         zero = np.rint(-low / scale)
         part = part * (1 / scale)[..., None]
         np.rint(part, out=part)
@@ -127,7 +127,7 @@ def _symmetric(part: Array, levels: int, precision: Any) -> tuple[Array, Array |
     # the opposite sign. Dividing by levels / 2 - 1 instead would leave that code unused and the steps wider.
     largest = np.where(np.isnan(low) | (-low > high), low, high)
     with np.errstate(invalid="ignore", over="ignore"):
-        scale = _rounded(largest / np.float32(-(levels // 2)), precision)
+        scale = rounded(largest / np.float32(-(levels // 2)), precision)
         part = part * (1 / scale)[..., None]
         np.rint(part, out=part)
         part += levels // 2
@@ -135,7 +135,7 @@ def _symmetric(part: Array, levels: int, precision: Any) -> tuple[Array, Array |
         return scale, None, part.astype(np.uint8)
 
 
-def _rounded(scale: Array, precision: Any) -> Array:
+def rounded(scale: Array, precision: Any) -> Array:
     """Scales as they will be stored; a group of zeros has scale 1."""
     if precision != np.float32:
         scale = scale.astype(precision).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What a weight is quantized to: bits, group size, symmetry; and how users write it down."""
+"""What a product is quantized to, weights and activations; and how users write it down."""
 
 from __future__ import annotations
 
@@ -14,14 +14,44 @@ _GROUPS = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
+class Activations:
+    """How the inputs of products are quantized; symmetric, and 8 bits for each value.
+
+    Attributes:
+        granularity: what shares a scale: each ``"token"``, which is one row of the input.
+        dynamic: the scales are computed from the input at hand, not from calibration inputs.
+
+    Raises:
+        OptionError: there is no kernel for it.
+    """
+
+    granularity: str = "token"
+    dynamic: bool = True
+
+    def __post_init__(self) -> None:
+        if (self.granularity, self.dynamic) != ("token", True):
+            kind = "dynamic" if self.dynamic else "static"
+            raise OptionError(
+                f"{kind} activations with one scale per {self.granularity} are not supported",
+                where="Scheme",
+                fix="use dynamic activations with one scale per token",
+            )
+
+    def __str__(self) -> str:
+        return f"activations in 8 bits, one scale per {self.granularity}"
+
+
+@dataclass(frozen=True)
 class Scheme:
-    """A weight-only integer scheme.
+    """An integer scheme of weights and, for some, of activations.
 
     Attributes:
         bits: 4 or 8.
         group_size: consecutive weights of one output channel that share a scale: 16, 32, 64, 128 or 256, or 0 for
             all weights of the channel. One that does not divide the channel leaves a shorter last group.
         symmetric: the zero point is the middle of the code range (8 or 128), instead of one chosen for each group.
+        activations: how the other operand is quantized; None leaves it in floating point. The kernels that take int8
+            activations need 8-bit symmetric weights with one scale per channel.
 
     Raises:
         OptionError: no kernel takes this scheme.
@@ -30,6 +60,7 @@ class Scheme:
     bits: int
     group_size: int
     symmetric: bool
+    activations: Activations | None = None
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8) or isinstance(self.bits, bool):
@@ -46,6 +77,12 @@ class Scheme:
             raise OptionError(
                 f"symmetric={self.symmetric!r} is not a yes or no", where="Quantize", fix="use True or False"
             )
+        if self.activations is not None and (self.bits, self.group_size, self.symmetric) != (8, PER_CHANNEL, True):
+            raise OptionError(
+                f"no kernel multiplies int8 activations by weights in {self._weights()}",
+                where="Quantize",
+                fix='use the scheme "w8a8" as it is, or "w4a16" or "w8a16"',
+            )
 
     @property
     def levels(self) -> int:
@@ -61,6 +98,9 @@ class Scheme:
         return -(-channel // self.group(channel))
 
     def __str__(self) -> str:
+        return f"{self._weights()}, {self.activations}" if self.activations else self._weights()
+
+    def _weights(self) -> str:
         group = "channel" if self.group_size == PER_CHANNEL else f"group of {self.group_size}"
         return f"{self.bits}-bit {'symmetric' if self.symmetric else 'asymmetric'}, one scale per {group}"
 
@@ -70,6 +110,7 @@ class Scheme:
 NAMED: Mapping[str, Scheme] = {
     "w4a16": Scheme(bits=4, group_size=64, symmetric=False),
     "w8a16": Scheme(bits=8, group_size=64, symmetric=False),
+    "w8a8": Scheme(bits=8, group_size=PER_CHANNEL, symmetric=True, activations=Activations()),
 }
 """Schemes by their usual short names: bits of weights and of activations."""
 
@@ -85,7 +126,7 @@ def resolve(
     if name not in NAMED:
         raise OptionError(f"unknown quantization scheme {name!r}", where="Quantize", fix=nearest(str(name), NAMED))
     scheme = NAMED[name]
-    if bits is not None and bits != scheme.bits:
+    if bits is not None and bits != scheme.bits and scheme.activations is None:
         scheme = NAMED.get(f"w{bits}a16", scheme)
     changes: dict[str, Any] = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
     return replace(scheme, **{field: value for field, value in changes.items() if value is not None})

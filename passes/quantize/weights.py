@@ -1,4 +1,4 @@
-"""``Quantize``: weights of products and embeddings to 4 or 8 bits, round to nearest."""
+"""``Quantize``: weights of products and embeddings to 4 or 8 bits."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx_ir
 
-from ...ir.errors import ModelError, UnsupportedError
+from ...ir.errors import ModelError, OptionError, UnsupportedError, nearest
 from ...ir.graph import Graph, module_path, tensor_of
 from ...ir.rewrite import Editor
-from ...ir.weights import Shared, lazy
 from .. import selectors
 from ..base import Context, Outcome, Pass, Stage
-from . import rtn
+from . import activations, rtn
+from .calibrated import Calibrated, in_rounds
 from .scheme import PER_CHANNEL, Scheme, override, resolve
 from .targets import Weight, find
+from .tensors import Tensors, deferred, packs, ready, stored_bytes
 
 RULE = "quantize weights"
+METHODS = ("auto", "gptq", "rtn")
 _OLDEST_OPSET = 21
 """The first opset whose DequantizeLinear takes groups and 4-bit codes."""
 
@@ -28,12 +29,13 @@ _OLDEST_OPSET = 21
 class Quantize(Pass):
     """Round the weights of ``MatMul``, ``Gemm`` and embeddings to 4 or 8 bits (survey, section 3.3.1).
 
-    The graph gets ``DequantizeLinear`` nodes over the codes; nothing is computed until the model is written or run.
-    An embedding shared with the language model's head stays one shared weight.
+    The graph gets ``DequantizeLinear`` nodes over the codes. Without calibration inputs nothing is computed until the
+    model is written or run. An embedding shared with the language model's head stays one shared weight, rounded for the
+    inputs of the head.
 
     Attributes:
-        scheme: ``"w4a16"`` or ``"w8a16"``: bits of weights and activations, with the group size and symmetry that
-            were measured best.
+        scheme: ``"w4a16"``, ``"w8a16"`` or ``"w8a8"``: bits of weights and activations, with the group size and
+            symmetry that were measured best. In the last one inputs of products are quantized, too, token by token.
         bits: 4 or 8 instead of the scheme's.
         group_size: weights that share a scale: 16, 32, 64, 128, 256; 0 or -1 for a whole channel.
         symmetric: whether the zero point is the middle of the range.
@@ -41,9 +43,14 @@ class Quantize(Pass):
         exclude: selectors of what to leave float.
         overrides: (selector, change) pairs, first match wins; a change is a scheme name, a mapping of ``bits``,
             ``group_size``, ``symmetric``, or ``"float"``. A mapping from selectors to changes is taken, too.
+        method: ``"rtn"`` rounds to nearest; ``"gptq"`` rounds for the calibration inputs (Frantar et al. 2022);
+            ``"auto"`` takes the second if there are any.
+        rounds: the weights are rounded in so many parts, front to back, each for the inputs that it gets from the parts
+            already rounded. Each part costs a run over the calibration inputs.
 
     Raises:
         OptionError: a scheme or value that no kernel takes.
+        CalibrationError: (when run) ``method="gptq"`` without calibration inputs.
         SelectorError: a malformed selector, or (when run) one that matches nothing.
     """
 
@@ -56,8 +63,18 @@ class Quantize(Pass):
     include: str | Sequence[str] = ()
     exclude: str | Sequence[str] = ()
     overrides: Mapping[str, Any] | Sequence[tuple[str, Any]] = ()
+    method: str = "auto"
+    rounds: int = 1
 
     def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise OptionError(
+                f"method={self.method!r} is no way to round", where="Quantize", fix=nearest(str(self.method), METHODS)
+            )
+        if not isinstance(self.rounds, int) or isinstance(self.rounds, bool) or self.rounds < 1:
+            raise OptionError(
+                f"rounds={self.rounds!r} is not a number of rounds", where="Quantize", fix="use 1 or more"
+            )
         base = self.resolved
         pairs = self.overrides.items() if isinstance(self.overrides, Mapping) else self.overrides
         # Frozen and hashable: mappings become tuples.
@@ -91,32 +108,57 @@ class Quantize(Pass):
         candidates = [node for weight in targets.weights for node in weight.users]
         candidates += [node for node, _ in targets.others]
         plan.check(candidates)
-        edit = Editor(graph, RULE)
-        order = {node: i for i, node in enumerate(graph.graph)}
+        chosen: list[tuple[Weight, Scheme]] = []
         for weight in targets.weights:
-            where = module_path((weight.users or [weight.readers[0][0]])[0])
             totals.found += len(weight.products)
             reason = weight.obstacle
             scheme: Scheme | None = None
             if reason is None:
                 scheme, reason = plan.scheme(weight)
-            if scheme is None:
-                assert reason is not None
-                totals.left += weight.size * _bytes(weight)
-                totals.left_weights += weight.size
-                outcome.skipped(where, reason, weight=weight.value.name, weights=weight.size)
+            if scheme is not None and scheme.activations and (reason := activations.obstacle(weight)) is not None:
+                scheme = None
+            if scheme is not None:
+                chosen.append((weight, scheme))
                 continue
-            if graph.opset_imports.get("", 1) < _OLDEST_OPSET:
-                raise UnsupportedError(
-                    f"the model has opset {graph.opset_imports.get('', 1)}, quantized weights need {_OLDEST_OPSET}",
-                    where=where,
-                    fix="convert the file to a newer opset first (onnx.version_converter)",
-                )
-            figures = _rewrite(edit, weight, scheme, order)
-            totals.add(weight, figures)
-            outcome.count(RULE)
-            shared = f", shared by {len(weight.users)} nodes" if len(weight.users) > 1 else ""
-            outcome.applied(where, f"{scheme}{shared}", **figures)
+            assert reason is not None
+            totals.left_weights += weight.size
+            outcome.skipped(_where(weight), reason, weight=weight.value.name, weights=weight.size)
+        opset = graph.opset_imports.get("", 1)
+        if chosen and opset < _OLDEST_OPSET:
+            raise UnsupportedError(
+                f"the model has opset {opset}, quantized weights need {_OLDEST_OPSET}",
+                where=_where(chosen[0][0]),
+                fix="convert the file to a newer opset first (onnx.version_converter)",
+            )
+        gptq = self.method == "gptq" or (self.method == "auto" and context.has_calibration)
+        edit = Editor(graph, RULE)
+        order = {node: i for i, node in enumerate(graph.graph)}
+        done = 0
+        for part in in_rounds(chosen, order, self.rounds) if gptq else [chosen]:
+            # Statistics are taken of the graph as it is, before a weight of this round is replaced.
+            calibrated = Calibrated(graph, [weight for weight, _ in part], context) if gptq else None
+            for weight, scheme in part:
+                figures: dict[str, Any] = {}
+                if calibrated is None:
+                    tensors = _nearest(weight, scheme)
+                elif (obstacle := calibrated.obstacle(weight)) is not None:
+                    outcome.missed(_where(weight), f"rounded to nearest: {obstacle}", weight=weight.value.name)
+                    tensors = _nearest(weight, scheme)
+                else:
+                    context.progress(done, len(chosen), f"gptq {weight.value.name}")
+                    codes, figures = calibrated.codes(weight, scheme)
+                    tensors = ready(codes, weight, scheme)
+                done += 1
+                figures = _rewrite(edit, weight, scheme, tensors, order) | figures
+                totals.add(weight, figures)
+                outcome.count(RULE)
+                shared = f", shared by {len(weight.users)} nodes" if len(weight.users) > 1 else ""
+                outcome.applied(_where(weight), f"{scheme}{shared}", **figures)
+        products = [node for weight, scheme in chosen if scheme.activations for node in weight.products]
+        inputs = activations.quantize_inputs(edit, products, order)
+        for nodes in inputs.values():
+            outcome.count(activations.RULE)
+            outcome.applied(module_path(nodes[0]), f"input quantized by token, once for {len(nodes)} products")
         for node, reason in targets.others:
             outcome.skipped(module_path(node), reason, op=node.op_type)
         totals.report(outcome)
@@ -160,7 +202,6 @@ class _Totals:
     tables: int = 0
     weights: int = 0
     bytes: float = 0
-    left: float = 0
     left_weights: int = 0
 
     def add(self, weight: Weight, figures: Mapping[str, Any]) -> None:
@@ -187,27 +228,37 @@ class _Totals:
             outcome.missed("", f"nothing was quantized: {text}", **values)
 
 
-def _bytes(weight: Weight) -> float:
+def _where(weight: Weight) -> str:
+    return module_path((weight.users or [weight.readers[0][0]])[0])
+
+
+def _nearest(weight: Weight, scheme: Scheme) -> Tensors:
+    """Codes, scales and zero points by rounding to nearest, when they are read."""
     tensor = tensor_of(weight.value)
     assert tensor is not None
-    return float(tensor.dtype.itemsize)
+    turned, packed = weight.layout == "kn", packs(weight, scheme)
+
+    def compute() -> rtn.Codes:
+        try:
+            return rtn.quantize(
+                tensor.numpy(), scheme, transposed=turned, packed=packed, precision=tensor.dtype.numpy()
+            )
+        except FloatingPointError as error:
+            where = f"weight {weight.value.name!r}"
+            raise ModelError(f"{error}", where=where, fix="exclude it, or repair the model") from error
+
+    return deferred(compute, weight, scheme)
 
 
-def stored_bytes(n: int, k: int, scheme: Scheme, scale_bytes: int = 4) -> int:
-    """Bytes of ``n`` channels of ``k`` weights: codes padded to whole groups, scales, packed zero points."""
-    groups = scheme.groups(k)
-    padded = k if scheme.group_size == PER_CHANNEL else groups * scheme.group_size
-    zeros = 0 if scheme.symmetric else -(-groups * scheme.bits // 8)
-    return n * (-(-padded * scheme.bits // 8) + groups * scale_bytes + zeros)
-
-
-def _rewrite(edit: Editor, weight: Weight, scheme: Scheme, order: Mapping[onnx_ir.Node, int]) -> dict[str, Any]:
+def _rewrite(
+    edit: Editor, weight: Weight, scheme: Scheme, tensors: Tensors, order: Mapping[onnx_ir.Node, int]
+) -> dict[str, Any]:
     tensor = tensor_of(weight.value)
     assert tensor is not None
     n, k = weight.channels
     anchor = min((node for node, _ in weight.readers), key=lambda node: order[node])
     edit.at(anchor, weight.users)
-    codes, scales, zeros = _tensors(tensor, weight, scheme)
+    codes, scales, zeros = tensors
     name = weight.value.name or "weight"
     axis = 1 if weight.layout == "nk" else 0
     blocked = scheme.group_size != PER_CHANNEL
@@ -243,67 +294,3 @@ def _rewrite(edit: Editor, weight: Weight, scheme: Scheme, order: Mapping[onnx_i
         "bytes": size,
         "bits_per_weight": round(size * 8 / (n * k), 4),
     }
-
-
-def _tensors(
-    tensor: onnx_ir.TensorProtocol, weight: Weight, scheme: Scheme
-) -> tuple[onnx_ir.TensorProtocol, onnx_ir.TensorProtocol, onnx_ir.TensorProtocol]:
-    """Codes, scales and zero points in the weight's own layout, computed together when the first is read."""
-    n, k = weight.channels
-    turned = weight.layout == "kn"
-    small = onnx_ir.DataType.UINT4 if scheme.bits == 4 else onnx_ir.DataType.UINT8
-    groups = scheme.groups(k)
-    name = weight.value.name
-    # A row of an odd number of codes ends in mid-byte: only the flat form can be packed.
-    by_row = not turned and k % 2 == 0
-
-    def compute() -> rtn.Codes:
-        try:
-            return rtn.quantize(
-                tensor.numpy(), scheme, transposed=turned, packed=by_row, precision=tensor.dtype.numpy()
-            )
-        except FloatingPointError as error:
-            raise ModelError(f"{error}", where=f"weight {name!r}", fix="exclude it, or repair the model") from error
-
-    shared = Shared(compute, readers=2 if scheme.symmetric else 3)
-    shape = (k, n) if turned else (n, k)
-    if scheme.group_size == PER_CHANNEL:
-        scale_shape: tuple[int, ...] = (n,)
-    else:
-        scale_shape = (groups, n) if turned else (n, groups)
-
-    def arranged(array: np.ndarray[Any, Any], to: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        return np.ascontiguousarray(array.T if turned else array).reshape(to)
-
-    def codes() -> onnx_ir.TensorProtocol:
-        array = shared.get().codes
-        if by_row and scheme.bits == 4:
-            return onnx_ir.PackedTensor(array.reshape(-1), small, shape=shape, name=name)
-        return _small(arranged(array, shape), small)
-
-    def scales() -> onnx_ir.TensorProtocol:
-        array = arranged(shared.get().scales, scale_shape)
-        return onnx_ir.Tensor(array.astype(tensor.dtype.numpy()), dtype=tensor.dtype)
-
-    def zero_points() -> onnx_ir.TensorProtocol:
-        array = shared.get().zero_points
-        assert array is not None
-        return _small(arranged(array, scale_shape), small)
-
-    zeros = _middle(small, scale_shape) if scheme.symmetric else lazy(zero_points, small, scale_shape)
-    return lazy(codes, small, shape), lazy(scales, tensor.dtype, scale_shape), zeros
-
-
-def _small(array: np.ndarray[Any, Any], dtype: onnx_ir.DataType) -> onnx_ir.TensorProtocol:
-    if dtype == onnx_ir.DataType.UINT8:
-        return onnx_ir.Tensor(array, dtype=dtype)
-    packed = rtn.pack(array.reshape(1, -1))
-    return onnx_ir.PackedTensor(packed.reshape(-1), dtype, shape=array.shape)
-
-
-def _middle(dtype: onnx_ir.DataType, shape: tuple[int, ...]) -> onnx_ir.TensorProtocol:
-    """Zero points that are all the middle code, without memory of their own."""
-    count = int(np.prod(shape))
-    if dtype == onnx_ir.DataType.UINT8:
-        return onnx_ir.Tensor(np.broadcast_to(np.uint8(128), shape), dtype=dtype)
-    return onnx_ir.PackedTensor(np.broadcast_to(np.uint8(0x88), (-(-count // 2),)), dtype, shape=shape)

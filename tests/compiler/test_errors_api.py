@@ -21,6 +21,7 @@ from burnish import passes
 from burnish.ir.errors import (
     ArtifactError,
     BurnishError,
+    CalibrationError,
     InputError,
     ModelError,
     OptionError,
@@ -336,8 +337,8 @@ def test_a_group_size_that_does_not_divide_is_no_error(network: Callable) -> Non
         ({"verify": "numeric"}, OptionError, "not a way to verify"),
         ({"threads": 0}, OptionError, "not a number of threads"),
         ({"cache": 3}, OptionError, "not a folder"),
-        ({"calibration": "text"}, InputError, "not a list of inputs"),
-        ({"calibration": [], "verify": "numerics"}, InputError, "holds no inputs"),
+        ({"calibration": "text"}, CalibrationError, "not a list of inputs"),
+        ({"calibration": [], "verify": "numerics"}, CalibrationError, "holds no inputs"),
         ({"calibration": [np.ones(3, np.float32)], "verify": "numerics"}, InputError, "has 1 dimensions"),
     ],
 )

@@ -3,6 +3,7 @@
 import pytest
 from burnish.passes import Canonicalize, Quantize, Recover
 from burnish.passes.presets import PRESETS
+from burnish.passes.quantize.scheme import Activations
 from burnish.passes.spec import check_order, implied, parse
 
 
@@ -20,3 +21,7 @@ def test_what_the_presets_hold() -> None:
     assert isinstance(four, Quantize) and isinstance(eight, Quantize)
     assert (four.resolved.bits, four.resolved.group_size) == (4, 64)
     assert eight.resolved.bits == 8
+    integer = parse("w8a8")[-1]
+    assert isinstance(integer, Quantize)
+    assert (integer.resolved.bits, integer.resolved.group_size, integer.resolved.symmetric) == (8, 0, True)
+    assert integer.resolved.activations == Activations(granularity="token", dynamic=True)

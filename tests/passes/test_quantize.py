@@ -14,7 +14,7 @@ from burnish.ir.rewrite import Editor
 from burnish.ir.weights import lazy
 from burnish.passes.base import Context, Outcome
 from burnish.passes.quantize import Quantize
-from burnish.passes.quantize.weights import stored_bytes
+from burnish.passes.quantize.tensors import stored_bytes
 
 WIDTH = 96
 

@@ -1,0 +1,319 @@
+"""Statistics of a graph's values on the user's inputs: streamed, in bounded memory, each computed once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx_ir
+
+from ..backends.onnxruntime.session import Session
+from ..ir.errors import CalibrationError
+from ..ir.graph import Graph, all_nodes, module_path
+from ..ir.remarks import Remark
+from ..passes.statistics import Array, Hessian, Observer, combine
+from .cache import Cache, digest_graph, key_of
+from .inputs import Calibration, as_numpy
+from .progress import Progress, silent
+from .segments import Segment, split, write_base, write_segment
+from .verification import node_state
+
+MEMORY = 1 << 30
+"""Bytes that statistics and weights of one segment may take."""
+
+_FLOATS = (onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16, onnx_ir.DataType.DOUBLE)
+
+
+class Batches:
+    """Arrays by name, batch after batch, on disk.
+
+    Args:
+        folder: to keep them in; made here.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder, self.count = folder, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def add(self, batch: Mapping[str, Array]) -> None:
+        """Append a batch."""
+        with (self.folder / f"{self.count}.pickle").open("wb") as file:
+            pickle.dump(dict(batch), file, protocol=5)
+        self.count += 1
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        for number in range(self.count):
+            with (self.folder / f"{number}.pickle").open("rb") as file:
+                yield pickle.load(file)
+
+    def close(self) -> None:
+        """Remove them."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Statistics:
+    """What ``Context.statistics`` calls: runs the graph as it is on the calibration inputs.
+
+    Use it in a ``with`` statement: results are mapped from files of a temporary folder that goes at its end.
+
+    Args:
+        graph: that the passes rewrite in place.
+        calibration: the user's inputs; read once, at the first question.
+        workspace: folder to make the temporary folder in.
+        progress: called during long work.
+        cache: keeps results on disk, by graph, data and observer.
+        memory: bytes that statistics and weights of one segment may take; activations come on top.
+
+    Attributes:
+        remarks: what the user should know of the data.
+        runs: number of runs over all inputs.
+        segments: number of segments run.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        calibration: Calibration,
+        workspace: Path,
+        progress: Progress = silent,
+        *,
+        cache: Cache | None = None,
+        memory: int = MEMORY,
+    ) -> None:
+        self._graph, self._calibration, self._workspace = graph, calibration, workspace
+        self._progress, self._cache, self._memory = progress, cache, memory
+        self.remarks: list[Remark] = []
+        self.runs = self.segments = 0
+        self._folder: Path | None = None
+        self._inputs: Batches | None = None
+        self._data_digest = self._graph_digest = ""
+        self._state: tuple[Any, ...] = ()
+        self._held: list[Any] = []
+        self._results: dict[tuple[Observer, str], Array] = {}
+        self._files = 0
+
+    def __enter__(self) -> Statistics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._folder is not None:
+            self._results.clear()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def __call__(self, values: Sequence[onnx_ir.Value], observer: Observer) -> dict[str, Array]:
+        """The statistic of each value, by name.
+
+        Raises:
+            CalibrationError: the inputs are unusable, or a value cannot be observed.
+            InputError: an input does not fit the model.
+        """
+        channels = {value.name or "": _channels(value, self._graph) for value in values}
+        self._refresh()
+        inputs = self._read()
+        kept = self._entry(observer)
+        for name in channels:
+            if (observer, name) not in self._results and kept is not None:
+                found = _load(kept / _file(name))
+                if found is not None:
+                    self._results[observer, name] = found
+        missing = {name: size for name, size in channels.items() if (observer, name) not in self._results}
+        if missing:
+            self._run(missing, observer, inputs, kept)
+        return {name: self._results[observer, name] for name in channels}
+
+    def _refresh(self) -> None:
+        """Forget the results of a graph that has changed since."""
+        nodes = list(all_nodes(self._graph))
+        tensors = [value.const_value for scope in self._graph.graphs() for value in scope.initializers.values()]
+        state = (*map(node_state, nodes), *map(id, tensors))
+        if state != self._state:
+            # Held, so that no id is used again.
+            self._state, self._held = state, [nodes, [list(node.attributes.values()) for node in nodes], tensors]
+            self._results.clear()
+            self._graph_digest = ""
+
+    def _entry(self, observer: Observer) -> Path | None:
+        """The folder in the cache for results of the graph as it is."""
+        if self._cache is None:
+            return None
+        if not self._graph_digest:
+            self._graph_digest = digest_graph(self._graph, self._calibration.signature)
+        return self._cache.results(key_of(self._graph_digest, [], [self._data_digest, observer]))
+
+    def _read(self) -> Batches:
+        if self._inputs is None:
+            self._folder = Path(tempfile.mkdtemp(prefix=".statistics-", suffix=".tmp", dir=self._workspace))
+            inputs, digest = Batches(self._folder / "inputs"), hashlib.sha256()
+            for feeds in self._calibration:
+                batch = {name: as_numpy(value) for name, value in feeds.items()}
+                for name, array in sorted(batch.items()):
+                    digest.update(f"{name} {array.dtype} {array.shape}".encode())
+                    digest.update(np.ascontiguousarray(array).tobytes())
+                inputs.add(batch)
+            self._inputs, self._data_digest = inputs, digest.hexdigest()
+        return self._inputs
+
+    def _run(self, channels: Mapping[str, int], observer: Observer, inputs: Batches, kept: Path | None) -> None:
+        assert self._folder is not None
+        work = Path(tempfile.mkdtemp(dir=self._folder))
+        self._progress(0, 0, "preparing calibration")
+        base = write_base(self._graph, list(channels), work)
+        segments = split(
+            onnx_ir.load(base), {name: observer.size(size) for name, size in channels.items()}, self._memory
+        )
+        carried: Batches | None = None
+        before: tuple[str, ...] = ()
+        for number, segment in enumerate(segments):
+            path = work / f"segment{number}.onnx"
+            given = write_segment(base, segment, before, observer, path)
+            following = Batches(work / f"carried{number}") if segment.carried else None
+            totals = _Totals(segment, observer, len(given))
+            session = Session(path)
+            names = [spec.name for spec in session.inputs]
+            for index, batch in enumerate(_both(inputs, carried)):
+                self._progress(number * len(inputs) + index, len(segments) * len(inputs), "calibrating")
+                outputs = session.run({name: batch[name] for name in names})
+                self._check(totals.add(outputs), index)
+                if following is not None:
+                    made = dict(zip(given, outputs, strict=False))
+                    following.add({name: made[name] if name in made else batch[name] for name in segment.carried})
+            del session
+            for name, count, result in totals.finish():
+                self._tell(name, count, channels[name], observer)
+                self._results[observer, name] = self._keep(result, name, kept)
+            if carried is not None:
+                carried.close()
+            carried, before = following, segment.carried
+            self.segments += 1
+        self.runs += 1
+        self._progress(1, 1, "calibrating")
+        shutil.rmtree(work, ignore_errors=True)
+
+    def _check(self, broken: str | None, index: int) -> None:
+        if broken is not None:
+            raise CalibrationError(
+                f"{self._describe(broken)} is NaN or infinite on a calibration input",
+                where=f"calibration input {index}",
+                fix="leave this input out, or compile the model in float32",
+            )
+
+    def _maker(self, name: str) -> str:
+        """Where a value comes from."""
+        for node in self._graph.graph:
+            if any(value.name == name for value in node.outputs):
+                return module_path(node)
+        return ""
+
+    def _describe(self, name: str) -> str:
+        maker = self._maker(name)
+        return f"value {name!r} of {maker}" if maker else f"input {name!r}"
+
+    def _tell(self, name: str, count: int, channels: int, observer: Observer) -> None:
+        if count == 0:
+            raise CalibrationError(
+                f"{self._describe(name)} got no token of the calibration inputs",
+                where="calibration=",
+                fix="pass more inputs",
+            )
+        if isinstance(observer, Hessian) and count < channels:
+            reason = f"the Hessian of {channels} channels is singular: it was measured on {count} tokens only"
+            self.remarks.append(Remark("missed", self._maker(name), reason, {"channels": channels, "tokens": count}))
+
+    def _keep(self, result: Array, name: str, kept: Path | None) -> Array:
+        """The result, mapped from a file."""
+        assert self._folder is not None
+        if kept is not None:
+            with contextlib.suppress(OSError):  # a full or vanished cache is no reason not to go on
+                return _save(result, kept / _file(name))
+        self._files += 1
+        return _save(result, self._folder / f"{self._files}.npy")
+
+
+class _Totals:
+    """The parts of each observed value, added batch by batch."""
+
+    def __init__(self, segment: Segment, observer: Observer, skip: int) -> None:
+        self._names, self._observer, self._skip = segment.observed, observer, skip
+        self._parts: dict[str, list[Array | None]] = {name: [None] * len(observer.parts) for name in self._names}
+        self._counts = dict.fromkeys(self._names, 0)
+
+    def add(self, outputs: Sequence[Array]) -> str | None:
+        """Add a batch; the name of a value that is not finite in it."""
+        at = self._skip
+        for name in self._names:
+            parts, shape = outputs[at : at + len(self._observer.parts)], outputs[at + len(self._observer.parts)]
+            at += len(parts) + 1
+            if shape[0] == 0:
+                continue
+            for index, (how, part) in enumerate(zip(self._observer.parts, parts, strict=True)):
+                # A channel that is not finite shows on the diagonal of a Hessian.
+                if how == "sum" and not np.isfinite(part.diagonal() if part.ndim == 2 else part).all():
+                    return name
+                self._parts[name][index] = combine(how, self._parts[name][index], part)
+            self._counts[name] += int(shape[0])
+        return None
+
+    def finish(self) -> Iterator[tuple[str, int, Array]]:
+        """Name, number of tokens and statistic of each value; memory is given back on the way."""
+        for name in self._names:
+            parts, count = self._parts.pop(name), self._counts[name]
+            whole = [part for part in parts if part is not None]
+            yield name, count, self._observer.finish(whole, count) if count else np.empty(0, np.float32)
+
+
+def _both(inputs: Batches, carried: Batches | None) -> Iterator[dict[str, Array]]:
+    if carried is None:
+        yield from inputs
+    else:
+        for one, other in zip(inputs, carried, strict=True):
+            yield one | other
+
+
+def _channels(value: onnx_ir.Value, graph: Graph) -> int:
+    """The size of the last axis of a value that can be observed."""
+    node = value.producer()
+    where = value.name if node is None else f"value {value.name!r} of {module_path(node)}"
+    reason = None
+    size = value.shape[-1] if value.shape is not None and len(value.shape) else None
+    if value.is_initializer():
+        reason = "it is constant"
+    elif not (value.is_graph_input() if node is None else node.graph is graph.graph):
+        reason = "it is not a value of the main graph"
+    elif value.dtype not in _FLOATS:
+        reason = f"its element type is {value.dtype}"
+    elif not isinstance(size, int) or size == 0:
+        reason = "the size of its last axis is not known"
+    if reason is not None:
+        raise CalibrationError(f"a value cannot be observed: {reason}", where=where, fix="leave its node out")
+    assert isinstance(size, int)
+    return size
+
+
+def _file(name: str) -> str:
+    return f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
+
+
+def _save(array: Array, path: Path) -> Array:
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.save(file, array)
+    part.replace(path)
+    return cast(Array, np.load(path, mmap_mode="r"))
+
+
+def _load(path: Path) -> Array | None:
+    try:
+        return cast(Array, np.load(path, mmap_mode="r"))
+    except (OSError, ValueError, EOFError):
+        return None

@@ -1,0 +1,89 @@
+"""Inputs of products in 8 bits, with a scale of its own for each token, computed from the input at hand.
+
+A row x of the input becomes ``q = round(x / s)`` with ``s = max|x| / 127`` (survey, equations 3 and 5; one scale per
+token as in ZeroQuant, Yao et al. 2022, section 4.1). A product by weights with one scale per channel is then an integer
+product times the scale of the row and the scale of the column. In the graph this stands in ONNX's own operators, a
+``QuantizeLinear`` whose blocks are the rows and the ``DequantizeLinear`` that undoes it; no calibration is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir
+
+from ...ir.graph import dims, rank
+from ...ir.rewrite import Editor
+from .targets import Weight
+
+RULE = "quantize activations"
+SMALLEST_PRODUCT = 192 * 192
+"""A product with fewer weights stays as it is: at 128 tokens, quantizing its input costs what int8 saves."""
+_LARGEST = 127
+_TINY = np.finfo(np.float32).tiny
+
+
+def obstacle(weight: Weight) -> str | None:
+    """Why the products by ``weight`` cannot take int8 inputs, or None; an embedding has no such input."""
+    for node in weight.products:
+        x = node.inputs[0]
+        if x is None or x.dtype != onnx_ir.DataType.FLOAT:
+            name = "unknown type" if x is None or x.dtype is None else x.dtype.name
+            return f"no kernel quantizes activations of {name}"
+        if (rank(x) or 0) < 2:
+            return "its input is a vector or of unknown rank"
+    if weight.products and weight.size < SMALLEST_PRODUCT:
+        return f"too small to pay in int8: {weight.size} weights, fewer than {SMALLEST_PRODUCT}"
+    return None
+
+
+def quantize_inputs(
+    edit: Editor, products: Sequence[onnx_ir.Node], order: Mapping[onnx_ir.Node, int]
+) -> dict[onnx_ir.Value, list[onnx_ir.Node]]:
+    """Let ``products`` read their left operand through 8 bits; one they share is quantized once.
+
+    Args:
+        edit: of the main graph.
+        products: ``MatMul`` and ``Gemm`` nodes whose left operand is float32 [..., tokens, channels].
+        order: position of each node in the graph.
+
+    Returns:
+        The products by the value they read.
+    """
+    readers: dict[onnx_ir.Value, list[onnx_ir.Node]] = {}
+    for node in sorted(products, key=lambda node: order[node]):
+        x = node.inputs[0]
+        assert x is not None
+        readers.setdefault(x, []).append(node)
+    if not readers:
+        return {}
+    last = edit.ints([-1], "last_axis")
+    step = edit.initializer(np.asarray(1 / _LARGEST, np.float32), "int8_step")
+    tiny = edit.initializer(np.asarray(_TINY, np.float32), "smallest_scale")
+    for x, nodes in readers.items():
+        edit.at(nodes[0], nodes)
+        name = x.name or "input"
+        largest = edit.op("ReduceMax", [edit.op("Abs", [x]), last], {"keepdims": 1})
+        # A row of zeros has no scale: any will do but zero.
+        scale = edit.op("Max", [edit.op("Mul", [largest, step]), tiny], hint=f"{name}.scale")
+        block = {"axis": -1, "block_size": _channels(nodes[0])}
+        codes = edit.op(
+            "QuantizeLinear", [x, scale], {**block, "output_dtype": int(onnx_ir.DataType.INT8)}, hint=f"{name}.quantize"
+        )
+        restored = edit.op(
+            "DequantizeLinear", [codes, scale], block, dtype=x.dtype, shape=x.shape, hint=f"{name}.dequantize"
+        )
+        for node in nodes:
+            node.replace_input_with(0, restored)
+    return readers
+
+
+def _channels(product: onnx_ir.Node) -> int:
+    """Input channels, from the weight, whose shape is always known."""
+    weight = dims(product.inputs[1])
+    assert weight is not None
+    transposed = product.attributes.get("transB")
+    size = weight[1 if transposed is not None and transposed.as_int() else 0]
+    assert isinstance(size, int)
+    return size

@@ -1,0 +1,134 @@
+"""Rounding for calibration inputs: a Hessian for each distinct input of the products, and codes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir
+
+from ...ir.errors import CalibrationError, ModelError
+from ...ir.graph import Graph, tensor_of
+from ..base import Context
+from ..statistics import Hessian
+from . import gptq, rtn
+from .rtn import Array, Codes
+from .scheme import Scheme
+from .targets import Weight
+from .tensors import packs
+
+
+class Calibrated:
+    """Rounds weights for the inputs that their products see on the calibration data.
+
+    Args:
+        graph: as it is before any of the weights is replaced.
+        weights: those to round.
+        context: gives the statistics.
+
+    Raises:
+        CalibrationError: there are no calibration inputs, or they give no finite statistics.
+    """
+
+    def __init__(self, graph: Graph, weights: Sequence[Weight], context: Context) -> None:
+        values = {value.name: value for weight in weights if self.obstacle(weight) is None for value in _inputs(weight)}
+        # Asked even for nothing, where data were asked for by name and there are none.
+        asked = bool(values) or not context.has_calibration
+        self._hessians = context.statistics(list(values.values()), Hessian()) if asked else {}
+        # Products of the same input follow each other.
+        self._last: tuple[tuple[str, ...], Array, gptq.Feedback] | None = None
+
+    @staticmethod
+    def obstacle(weight: Weight) -> str | None:
+        """Why nothing can be known of the inputs of a weight, or None."""
+        if not weight.products:
+            return "no product multiplies by it"
+        k = weight.channels[1]
+        for value in _inputs(weight):
+            if tensor_of(value) is not None:
+                return "its product has a constant input"
+            if value.shape is None or not len(value.shape) or value.shape[-1] != k:
+                return "the size of its product's input is not known"
+        return None
+
+    def codes(self, weight: Weight, scheme: Scheme) -> tuple[Codes, dict[str, Any]]:
+        """Codes of a weight, packed as :func:`~.tensors.packs` says, and figures for the report.
+
+        The figures are the relative squared error of the outputs on the calibration inputs (``output_error``), the same
+        for rounding to nearest (``output_error_rtn``) and, where it had to be raised, the ``damping``.
+
+        Raises:
+            CalibrationError: the statistics of an input are no Hessian.
+            ModelError: a weight is infinite or not a number.
+        """
+        tensor = tensor_of(weight.value)
+        assert tensor is not None
+        hessian, feedback = self._feedback(weight)
+        array = tensor.numpy()
+        matrix = rtn.as_float32(array.T if weight.layout == "kn" else array)
+        precision = tensor.dtype.numpy()
+        try:
+            codes = gptq.quantize(matrix, feedback, scheme, precision=precision)
+            nearest = rtn.quantize(matrix, scheme, precision=precision)
+        except FloatingPointError as error:
+            where = f"weight {weight.value.name!r}"
+            raise ModelError(f"{error}", where=where, fix="exclude it, or repair the model") from error
+        figures: dict[str, Any] = {"method": "gptq"}
+        power = gptq.output_error(matrix, hessian)
+        for name, one in (("output_error", codes), ("output_error_rtn", nearest)):
+            lost = gptq.output_error(rtn.dequantize(one, scheme, matrix.shape[1]) - matrix, hessian)
+            figures[name] = float(f"{lost / power:.3g}") if power > 0 else 0.0
+        if feedback.damping != gptq.DAMPING:
+            figures["damping"] = feedback.damping
+        if packs(weight, scheme):
+            codes = Codes(rtn.pack(codes.codes), codes.scales, codes.zero_points)
+        return codes, figures
+
+    def _feedback(self, weight: Weight) -> tuple[Array, gptq.Feedback]:
+        names = tuple(value.name or "" for value in _inputs(weight))
+        if self._last is None or self._last[0] != names:
+            hessian = np.array(self._hessians[names[0]])
+            for name in names[1:]:
+                hessian += self._hessians[name]
+            try:
+                feedback = gptq.decompose(hessian)
+            except FloatingPointError as error:
+                raise CalibrationError(
+                    str(error), where=f"input {names[0]!r}", fix="look for unusual numbers in the calibration inputs"
+                ) from error
+            self._last = (names, hessian, feedback)
+        return self._last[1], self._last[2]
+
+
+def in_rounds(
+    weights: Sequence[tuple[Weight, Scheme]], order: Mapping[onnx_ir.Node, int], rounds: int
+) -> list[list[tuple[Weight, Scheme]]]:
+    """Weights in at most ``rounds`` parts of about equal number, in the order in which the graph multiplies by them.
+
+    Products of the same input stay together: they share its Hessian.
+
+    Args:
+        weights: with their schemes.
+        order: positions of the nodes of the graph.
+        rounds: number of parts.
+    """
+    if rounds == 1:
+        return [list(weights)]
+    together: dict[tuple[onnx_ir.Value, ...], list[tuple[Weight, Scheme]]] = {}
+    for weight, scheme in sorted(
+        weights, key=lambda one: max(order[node] for node in one[0].products or one[0].tables)
+    ):
+        together.setdefault(tuple(_inputs(weight)), []).append((weight, scheme))
+    parts: list[list[tuple[Weight, Scheme]]] = [[] for _ in range(rounds)]
+    done = 0
+    for members in together.values():
+        parts[done * rounds // len(weights)] += members
+        done += len(members)
+    return [part for part in parts if part]
+
+
+def _inputs(weight: Weight) -> list[onnx_ir.Value]:
+    """The distinct values that are multiplied by a weight."""
+    values = [node.inputs[0] for node in weight.products]
+    return list(dict.fromkeys(value for value in values if value is not None))

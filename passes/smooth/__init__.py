@@ -1,0 +1,6 @@
+"""Smoothing passes: scales move from activations into weights, or back, and the outputs stay what they are."""
+
+from .salient import ScaleSalientChannels
+from .smoothquant import SmoothQuant
+
+__all__ = ["ScaleSalientChannels", "SmoothQuant"]

@@ -1,0 +1,103 @@
+"""``SmoothQuant``: outliers of activations move into the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...ir.errors import OptionError
+from ...ir.graph import Graph, module_path
+from ...ir.rewrite import Editor
+from ..base import Context, Outcome, Pass, Stage
+from . import measured, migration
+from .flow import spread
+from .fold import fold
+from .groups import Group, find
+from .products import Array
+
+RULE = "SmoothQuant"
+_GRID = tuple(i / 20 for i in range(21))
+
+
+@dataclass(frozen=True)
+class SmoothQuant(Pass):
+    """Move the outliers of activations into the weights, for 8-bit activations (Xiao et al. 2023, eq. 4).
+
+    Scales are folded into normalizations and products, found by data flow; the outputs stay what they are.
+
+    Attributes:
+        alpha: how much of the activations' range the weights take over, 0 to 1; ``"search"`` takes for each group the
+            one of 21 that minimizes the expected error of its outputs with 8-bit weights and activations.
+
+    Raises:
+        OptionError: ``alpha`` is neither.
+        CalibrationError: (when run) there are no calibration inputs.
+    """
+
+    stage = Stage.SMOOTH
+    alpha: float | str = 0.5
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.alpha, int | float) and not isinstance(self.alpha, bool)
+        if self.alpha != "search" and not (number and 0 <= float(self.alpha) <= 1):
+            raise OptionError(
+                f"alpha={self.alpha!r} is no migration strength",
+                where="SmoothQuant",
+                fix="use a number from 0 to 1, or 'search'",
+            )
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        """Scale every group; say of each product in none what stands in the way."""
+        outcome, found = Outcome(), find(graph)
+        inputs = measured.Inputs(found.groups, context)
+        edit = Editor(graph, RULE)
+        for done, group in enumerate(found.groups):
+            context.progress(done, len(found.groups), RULE)
+            activations = measured.largest(group, inputs)
+            weights = measured.largest_weights(group)
+            alpha = _search(group, activations, weights, inputs) if self.alpha == "search" else float(self.alpha)
+            scales = measured.only_free(group, migration.scales(activations, weights, alpha))
+            fold(edit, group, scales)
+            outcome.count(RULE)
+            outcome.applied(
+                module_path(group.node),
+                f"scales moved into the weights of {len(group.consumers)} products",
+                alpha=alpha,
+                channels=int(group.free.sum()),
+                spread_before=_spread(activations),
+                spread_after=_spread(activations / scales),
+            )
+        measured.tell_others(outcome, found)
+        return outcome
+
+
+def _search(
+    group: Group,
+    activations: Array,
+    weights: Array,
+    inputs: measured.Inputs,
+) -> float:
+    """The alpha of the least summed relative output error of the group's consumers."""
+    rows = [(consumer, measured.sample(consumer)) for consumer in group.consumers]
+
+    def loss(alpha: float) -> float:
+        scales = measured.only_free(group, migration.scales(activations, weights, alpha))
+        return sum(
+            migration.output_error(
+                part,
+                spread(scales, consumer.labels),
+                inputs.largest(consumer),
+                inputs.mean_square(consumer),
+            )
+            for consumer, part in rows
+        )
+
+    return min(_GRID, key=loss)
+
+
+def _spread(largest: Array) -> Any:
+    """The largest channel over the middle one: what one scale for all channels has to span."""
+    alive = largest[largest > 0]
+    return float(f"{alive.max() / np.median(alive):.3g}") if alive.size else None

@@ -1,0 +1,193 @@
+"""Observers: what a pass can ask of the values of a graph on the user's calibration inputs.
+
+An observer says which operators compute its result for one batch, so that only this result leaves the graph, and how
+the results of batches combine. A *channel* is the last axis of the observed value; all other axes are *tokens*.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import onnx_ir
+
+from ..ir.rewrite import Editor
+
+Array = np.ndarray[Any, Any]
+How = Literal["max", "min", "sum"]
+"""How the results of two batches combine."""
+
+
+@dataclass(frozen=True)
+class Observer(abc.ABC):
+    """A statistic over all tokens of a value with K channels."""
+
+    parts: ClassVar[tuple[How, ...]]
+    """How each value that :meth:`insert` returns combines with that of the next batch; sums in float64.
+
+    At least one part is a sum over the observed numbers: ONNX Runtime's maximum loses NaN, a sum keeps it.
+    """
+
+    @abc.abstractmethod
+    def insert(self, edit: Editor, tokens: onnx_ir.Value) -> Sequence[onnx_ir.Value]:
+        """Append the operators that compute the parts of one batch.
+
+        Args:
+            edit: appends at the end of the graph.
+            tokens: the observed value as float32 [T, K].
+        """
+
+    @abc.abstractmethod
+    def finish(self, parts: Sequence[Array], count: int) -> Array:
+        """The statistic out of the combined parts and the number of tokens, as float32."""
+
+    def size(self, channels: int) -> int:
+        """Bytes held while batches are added: the parts of one batch, and their total."""
+        return 12 * channels * len(self.parts)
+
+
+@dataclass(frozen=True)
+class AbsMax(Observer):
+    """max |x| of each channel: [K]."""
+
+    parts = ("max", "sum")
+
+    def insert(self, edit: Editor, tokens: onnx_ir.Value) -> Sequence[onnx_ir.Value]:
+        """ReduceMax and ReduceSum of Abs."""
+        absolute = edit.op("Abs", [tokens])
+        return reduce(edit, "ReduceMax", absolute), reduce(edit, "ReduceSum", absolute)
+
+    def finish(self, parts: Sequence[Array], count: int) -> Array:
+        """The maximum."""
+        return parts[0].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class MinMax(Observer):
+    """min x and max x of each channel: [2, K]."""
+
+    parts = ("min", "max", "sum")
+
+    def insert(self, edit: Editor, tokens: onnx_ir.Value) -> Sequence[onnx_ir.Value]:
+        """ReduceMin, ReduceMax and ReduceSum."""
+        return [reduce(edit, op, tokens) for op in ("ReduceMin", "ReduceMax", "ReduceSum")]
+
+    def finish(self, parts: Sequence[Array], count: int) -> Array:
+        """The minimum above the maximum."""
+        return np.stack(parts[:2]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Mean(Observer):
+    """Mean of x over tokens, of each channel: [K]."""
+
+    parts = ("sum",)
+
+    def insert(self, edit: Editor, tokens: onnx_ir.Value) -> Sequence[onnx_ir.Value]:
+        """ReduceSum."""
+        return [reduce(edit, "ReduceSum", tokens)]
+
+    def finish(self, parts: Sequence[Array], count: int) -> Array:
+        """Sum over count."""
+        return np.asarray(parts[0] / count, np.float32)
+
+
+@dataclass(frozen=True)
+class MeanAbs(Observer):
+    """Mean of |x| over tokens, of each channel: [K] (AWQ's measure of importance, Lin et al. 2024, section 3.2)."""
+
+    parts = ("sum",)
+
+    def insert(self, edit: Editor, tokens: onnx_ir.Value) -> Sequence[onnx_ir.Value]:
+        """ReduceSum of Abs."""
+        return [reduce(edit, "ReduceSum", edit.op("Abs", [tokens]))]
+
+    def finish(self, parts: Sequence[Array], count: int) -> Array:
+        """Sum over count."""
+        return np.asarray(parts[0] / count, np.float32)
+
+
+@dataclass(frozen=True)
+class L2Norm(Observer):
+    """√(Σ x²) over all tokens, of each channel: [K] (Wanda's ‖X_j‖₂, Sun et al. 2024, eq. 1)."""
+
+    parts = ("sum",)
+
+    def insert(self, edit: Editor, tokens: onnx_ir.Value) -> Sequence[onnx_ir.Value]:
+        """ReduceSum of the squares."""
+        return [reduce(edit, "ReduceSum", edit.op("Mul", [tokens, tokens]))]
+
+    def finish(self, parts: Sequence[Array], count: int) -> Array:
+        """The root of the sum."""
+        return np.sqrt(parts[0]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Magnitudes(Observer):
+    """max |x|, mean |x| and mean x² over tokens, of each channel: [3, K].
+
+    One run over the data for what would take three with :class:`AbsMax`, :class:`MeanAbs` and :class:`L2Norm`.
+    """
+
+    parts = ("max", "sum", "sum")
+
+    def insert(self, edit: Editor, tokens: onnx_ir.Value) -> Sequence[onnx_ir.Value]:
+        """ReduceMax and ReduceSum of Abs, ReduceSum of the squares."""
+        absolute = edit.op("Abs", [tokens])
+        square = edit.op("Mul", [tokens, tokens])
+        return [
+            reduce(edit, "ReduceMax", absolute),
+            reduce(edit, "ReduceSum", absolute),
+            reduce(edit, "ReduceSum", square),
+        ]
+
+    def finish(self, parts: Sequence[Array], count: int) -> Array:
+        """The maximum above the sums over count."""
+        return np.stack([parts[0], parts[1] / count, parts[2] / count]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Hessian(Observer):
+    """Mean over tokens of x xᵀ, that is XᵀX / T: [K, K], symmetric (GPTQ's H but for a factor, Frantar et al. 2023).
+
+    The product of one batch is float32, the sum over batches float64. A sum instead of the mean would differ by a
+    factor that no method sees: damping is relative to the diagonal.
+    """
+
+    parts = ("sum",)
+
+    def insert(self, edit: Editor, tokens: onnx_ir.Value) -> Sequence[onnx_ir.Value]:
+        """MatMul of Transpose(X) and X."""
+        return [edit.op("MatMul", [edit.op("Transpose", [tokens], {"perm": [1, 0]}), tokens])]
+
+    def finish(self, parts: Sequence[Array], count: int) -> Array:
+        """Sum over count."""
+        return np.asarray(parts[0] / count, np.float32)
+
+    def size(self, channels: int) -> int:
+        """Bytes of a float32 product and a float64 total."""
+        return 12 * channels * channels
+
+
+def reduce(edit: Editor, op: str, tokens: onnx_ir.Value) -> onnx_ir.Value:
+    """``op`` over the tokens of [T, K]: [K]."""
+    opset = edit.graph.opset_imports.get("", 1)
+    if opset >= (13 if op == "ReduceSum" else 18):
+        return edit.op(op, [tokens, edit.ints([0], "tokens_axis")], {"keepdims": 0})
+    return edit.op(op, [tokens], {"axes": [0], "keepdims": 0})
+
+
+def combine(how: How, total: Array | None, batch: Array) -> Array:
+    """``total`` with one more batch, in place where it can be."""
+    if how == "sum":
+        if total is None:
+            return batch.astype(np.float64)
+        total += batch
+        return total
+    if total is None:
+        return batch.copy()
+    function = np.maximum if how == "max" else np.minimum
+    return np.asarray(function(total, batch))

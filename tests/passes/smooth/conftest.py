@@ -1,0 +1,131 @@
+"""Graphs to smooth, statistics computed in NumPy, and what a graph computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime
+import pytest
+import torch
+from burnish.frontends.torch_module import import_module
+from burnish.ir.infer import infer_graph
+from burnish.passes import Canonicalize, Recover
+from burnish.passes.base import Context
+from burnish.passes.statistics import Magnitudes, Observer
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+Array = np.ndarray[Any, Any]
+Feeds = Mapping[str, Array]
+
+
+def _session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="session")
+def outputs() -> Callable[[onnx_ir.Model, Feeds], list[Array]]:
+    """What a graph computes, by ONNX Runtime without its optimizer; the graph must pass the checker."""
+
+    def run(graph: onnx_ir.Model, feeds: Feeds) -> list[Array]:
+        proto = onnx_ir.to_proto(graph)
+        onnx.checker.check_model(proto, full_check=True)
+        return list(_session(proto).run(None, dict(feeds)))
+
+    return run
+
+
+def _magnitudes(x: Array) -> Array:
+    return np.stack([np.abs(x).max(axis=0), np.abs(x).mean(axis=0), np.square(x).mean(axis=0)])
+
+
+@pytest.fixture(scope="session")
+def calibrated() -> Callable[[onnx_ir.Model, Feeds], Context]:
+    """A context whose statistics are those of one batch."""
+
+    def context(graph: onnx_ir.Model, feeds: Feeds) -> Context:
+        def observe(values: Sequence[onnx_ir.Value], observer: Observer) -> dict[str, Array]:
+            names = [value.name or "" for value in values]
+            proto = onnx_ir.to_proto(graph)
+            del proto.graph.output[:]
+            for value in values:
+                dtype = value.dtype
+                assert dtype is not None
+                proto.graph.output.append(onnx.helper.make_tensor_value_info(value.name, dtype.value, None))
+            found = _session(proto).run(names, dict(feeds))
+            assert observer == Magnitudes()
+            return {name: _magnitudes(x.reshape(-1, x.shape[-1])) for name, x in zip(names, found, strict=True)}
+
+        return Context(observe=observe)
+
+    return context
+
+
+@pytest.fixture(scope="session")
+def parse() -> Callable[..., onnx_ir.Model]:
+    """A graph out of text, with random weights of the given shapes, or given ones, as initializers."""
+
+    def build(text: str, *, opset: int = 23, **weights: Any) -> onnx_ir.Model:
+        proto = onnx.ModelProto(ir_version=10, graph=onnx.parser.parse_graph(text))
+        proto.opset_import.add(domain="", version=opset)
+        random = np.random.default_rng(0)
+        for name, what in weights.items():
+            array = what if isinstance(what, np.ndarray) else random.uniform(-1, 1, what).astype(np.float32)
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        onnx.checker.check_model(proto, full_check=True)
+        graph = onnx_ir.from_proto(proto)
+        infer_graph(graph)
+        return graph
+
+    return build
+
+
+def _llama(**options: Any) -> torch.nn.Module:
+    config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, use_cache=False, **options)  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def _gpt2() -> torch.nn.Module:
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, use_cache=False, bos_token_id=0, eos_token_id=0)
+    )
+
+
+_MODELS: dict[str, Callable[[], torch.nn.Module]] = {
+    "llama": _llama,
+    "tied": lambda: _llama(tie_word_embeddings=True),
+    "gpt2": _gpt2,
+    "bert": lambda: BertModel(
+        BertConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def transformer() -> Callable[[str], tuple[onnx_ir.Model, Feeds]]:
+    """A small random transformer of a family, recovered, and inputs; norm weights and biases are no constants."""
+    made: dict[str, onnx_ir.Model] = {}
+
+    def build(family: str) -> tuple[onnx_ir.Model, Feeds]:
+        ids = torch.randint(0, 64, (2, 7), generator=torch.Generator().manual_seed(1))
+        if family not in made:
+            torch.manual_seed(0)
+            model = _MODELS[family]().eval()
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    torch.nn.init.uniform_(parameter, 0.5, 1.5)
+            graph = import_module(model, (), {"input_ids": ids}).graph
+            for step in (Canonicalize(), Recover()):
+                step.run(graph, Context())
+            made[family] = graph
+        return made[family].clone(), {"input_ids": ids.numpy()}
+
+    return build
