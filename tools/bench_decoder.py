@@ -16,26 +16,33 @@ from .baseline import baseline_path
 from .bench_results import Check, write_results
 from .fetch import model_path
 from .perplexity import file_logits, perplexity
-from .text import held_out_text, load_tokenizer, windows
+from .text import calibration_text, held_out_text, load_tokenizer, windows
 
 BASELINE = "torch.onnx.export"
-RECIPES = ("default", "w8a16", "w4a16")
+CALIBRATED = "w4a16, calibrated"
+RECIPES = {"default": "default", "w8a16": "w8a16", "w8a8": "w8a8", "w4a16": "w4a16", CALIBRATED: "w4a16"}
+"""Sides by name, each with its passes."""
+_SEQUENCES = 32
 
 
-def compiled_folder(work: Path, passes: str) -> Path:
-    """SmolLM2 compiled anew with ``passes`` into a folder under ``work``."""
-    folder = work / f"smollm2-{passes}"
+def compiled_folder(work: Path, name: str) -> Path:
+    """SmolLM2 compiled anew by the recipe ``name`` into a folder under ``work``."""
+    folder = work / f"smollm2-{name.replace(', ', '-')}"
     shutil.rmtree(folder, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    export(model_path("smollm2"), folder, passes=passes, cache=False)
+    calibration = None
+    if name == CALIBRATED:
+        tokens = windows(load_tokenizer(model_path("smollm2")), calibration_text(), _SEQUENCES)
+        calibration = [{"input_ids": row[None]} for row in tokens]
+    export(model_path("smollm2"), folder, passes=RECIPES[name], calibration=calibration, cache=False)
     return folder
 
 
 def measure(work: Path, rounds: int, eager: bool) -> dict[str, Any]:
     """Compile, measure and check; what is returned goes into ``benchmarks/decoder.json``."""
     baseline = baseline_path()
-    folders = {passes: compiled_folder(work, passes) for passes in RECIPES}
-    sides = [Side(BASELINE, str(baseline)), *(Side(passes, str(folder)) for passes, folder in folders.items())]
+    folders = {name: compiled_folder(work, name) for name in RECIPES}
+    sides = [Side(BASELINE, str(baseline)), *(Side(name, str(folder)) for name, folder in folders.items())]
     if eager:
         sides.append(Side("torch eager", "burnish.tools.baseline:eager_smollm2", eager=True))
     scenarios = [prefill(128), decode(128)]
@@ -58,6 +65,7 @@ def measure(work: Path, rounds: int, eager: bool) -> dict[str, Any]:
         Check("w4a16: size on disk", result.size["w4a16"] / 1e6, 80.0, " MB"),
         Check("default: perplexity against float32", perplexities["default"] / perplexities[BASELINE], 1.0005, "×"),
         Check("w8a16: perplexity against float32", perplexities["w8a16"] / perplexities[BASELINE], 1.01, "×"),
+        Check(f"{CALIBRATED}: perplexity against float32", perplexities[CALIBRATED] / perplexities[BASELINE], 1.2, "×"),
     ]
     return {
         "model": "SmolLM2-135M-Instruct",

@@ -57,7 +57,7 @@ def decoder_table(results: Mapping[str, Any]) -> str:
     """Markdown table of ``decoder.json``: a column a side, the first being what ratios refer to."""
     sides = list(results["sides"])
     base = sides[0]
-    titles = {name: f"Burnish `{name}`" for name in ("default", "w8a16", "w4a16")} | {base: f"`{base}`, ONNX Runtime"}
+    titles = {base: f"`{base}`, ONNX Runtime", **{side: _title(side) for side in sides[1:]}}
     rows = [["size on disk", *(f"{size / 1e6:.0f} MB" if (size := results["model_bytes"][s]) else "–" for s in sides)]]
     rows.append(["peak memory", *(f"{results['peak_memory_bytes'][side] / 1e6:.0f} MB" for side in sides)])
     for scenario, figures in results["scenarios"].items():
@@ -66,6 +66,13 @@ def decoder_table(results: Mapping[str, Any]) -> str:
     perplexity = results["perplexity"]
     rows.append(["perplexity, held-out text", *(f"{perplexity[s]:.2f}" if s in perplexity else "–" for s in sides)])
     return _table([results["model"], *(titles.get(side, side) for side in sides)], rows)
+
+
+def _title(side: str) -> str:
+    if side == "torch eager":
+        return side
+    preset, comma, more = side.partition(",")
+    return f"Burnish `{preset}`{comma}{more}"
 
 
 def files_table(results: Mapping[str, Any]) -> str:
