@@ -39,8 +39,8 @@ def test_encoder_keeps_its_directions(minilm: Path, tmp_path: Path) -> None:
         if name == "w8a8":
             compiled.save(tmp_path / "m.onnx")
     cosine = (found["default"] * found["w8a8"]).sum(axis=1)
-    # Measured 0.9970; weights alone cost 0.0004 of it, the one-sided outliers behind the layer norms the rest.
-    assert 0.996 <= cosine.mean() < 1 - 1e-6 and cosine.min() >= 0.993
+    # Measured 0.9987; with symmetric ranges of the inputs 0.9970, and in float32 the 8-bit weights alone 0.9996.
+    assert 0.998 <= cosine.mean() < 1 - 1e-6 and cosine.min() >= 0.997
     # 36 products in six layers, and the pooler's; query, key and value read one input.
     count = running(tmp_path / "m.onnx")
     assert count["MatMulIntegerToFloat"] == 37 and count["ReduceMax"] == 25
@@ -61,5 +61,5 @@ def test_decoder_keeps_its_perplexity(smollm2: Path, tmp_path: Path) -> None:
     count = running(tmp_path / "m.onnx")
     assert count["MatMulIntegerToFloat"] == 211 and count["ReduceMax"] == 121
     size = sum(file.stat().st_size for file in tmp_path.glob("m.onnx*"))
-    assert size < 1.02 * 135e6, size
+    assert size < 1.1 * 135e6, size
     del compiled

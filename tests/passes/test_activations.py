@@ -54,9 +54,7 @@ def test_one_quantization_for_all_that_read_a_value() -> None:
     b = Builder()
     outcome = b.run(b.product(b.x, 192), b.product(b.x, 256), b.product(b.edit.op("Relu", [b.x]), 256))
     assert outcome.rewrites == {"quantize weights": 3, "quantize activations": 2}
-    assert b.ops == Counter(
-        {"MatMul": 3, "DequantizeLinear": 5, "QuantizeLinear": 2, "Abs": 2, "ReduceMax": 2, "Mul": 2, "Max": 2, "Relu": 1}
-    )
+    assert (b.ops["QuantizeLinear"], b.ops["DequantizeLinear"], b.ops["ReduceMax"], b.ops["ReduceMin"]) == (2, 5, 2, 2)
     assert any("once for 2 products" in remark.reason for remark in outcome.remarks)
 
 
@@ -90,7 +88,9 @@ def test_other_types_and_vectors_stay_as_they_are() -> None:
 def test_products_choose_one_by_one() -> None:
     b = Builder()
     mixed = Quantize("w8a8", overrides={"name:four*": "w4a16"}, exclude="name:float*")
-    outcome = b.run(b.product(b.x, 256, "eight"), b.product(b.x, 257, "four"), b.product(b.x, 258, "float"), quantize=mixed)
+    outcome = b.run(
+        b.product(b.x, 256, "eight"), b.product(b.x, 257, "four"), b.product(b.x, 258, "float"), quantize=mixed
+    )
     assert outcome.rewrites == {"quantize weights": 2, "quantize activations": 1}
     readers = {node.name: node.inputs[0] for node in b.model.graph if node.op_type == "MatMul"}
     assert readers["four"] is b.x and readers["float"] is b.x and readers["eight"] is not b.x
