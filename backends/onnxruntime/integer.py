@@ -49,7 +49,8 @@ def lower_integer(graph: Graph) -> list[Remark]:
     """Turn products of inputs quantized by token and weights quantized by channel into integer products.
 
     An input that several products read is quantized once, a weight that several nodes read is stored once, an
-    embedding included. What cannot be lowered stays as it is.
+    embedding included. What cannot be lowered stays as it is. The weights are read here, one at a time, for the sums of
+    their channels, and again when they are written.
     """
     lowering = _Lowering(graph)
     weights = [n for n in graph.graph if is_op(n, "DequantizeLinear") and tensor_of(n.inputs[0]) is not None]
@@ -140,9 +141,9 @@ class _Lowering:
         if (quantize, extra) not in self._codes:
             made = codes.producer()
             assert made is not None
-            self._codes[quantize, extra] = edit.op(
-                "Concat", [codes, *[made.inputs[2]] * extra], {"axis": -1}, hint=quantize.name
-            )
+            # Two long pieces: a piece for each column takes several times longer.
+            columns = edit.op("Expand", [made.inputs[2], edit.ints([extra])])
+            self._codes[quantize, extra] = edit.op("Concat", [codes, columns], {"axis": -1}, hint=quantize.name)
         return self._codes[quantize, extra]
 
     def _table(self, user: onnx_ir.Node, stored: _Stored) -> None:
