@@ -33,7 +33,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class _Stored:
-    """Initializers of one weight: int8 codes as they lie in the graph and what cancels zero points, float32 scales [N].
+    """Initializers of one weight: int8 codes, laid out as they came, and float32 scales [N].
 
     Attributes:
         extra: number of weights of each channel that cancel zero points.
@@ -54,7 +54,7 @@ def lower_integer(graph: Graph) -> list[Remark]:
     """
     lowering = _Lowering(graph)
     weights = [n for n in graph.graph if is_op(n, "DequantizeLinear") and tensor_of(n.inputs[0]) is not None]
-    for node in sorted(weights, key=lowering.first_reader):
+    for node in weights:
         lowering.weight(node)
     return lowering.remarks
 
@@ -63,13 +63,8 @@ class _Lowering:
     def __init__(self, graph: Graph) -> None:
         self.edit = Editor(graph, RULE)
         self.remarks: list[Remark] = []
-        self._order = {node: at for at, node in enumerate(graph.graph)}
         self._codes: dict[tuple[onnx_ir.Node, int], onnx_ir.Value] = {}
         self._one: onnx_ir.Value | None = None
-
-    def first_reader(self, node: onnx_ir.Node) -> int:
-        """Where in the graph the first product or embedding of a weight stands."""
-        return min((self._order.get(user, 0) for user, _, _ in users(node.outputs[0])), default=0)
 
     def weight(self, node: onnx_ir.Node) -> None:
         """Lower the products and embeddings of one dequantized weight."""
