@@ -25,7 +25,9 @@ class SmoothQuant(Pass):
 
     Attributes:
         alpha: how much of the activations' range the weights take over, 0 to 1; ``"search"`` takes for each group the
-            one of 21 that minimizes the expected error of its outputs with 8-bit weights and activations.
+            one of 21 that minimizes the expected error of its outputs with 8-bit weights and one static activation
+            scale per tensor. With a scale per token keep the number: the few tokens with huge activations, which
+            decide the static scale, would mislead the search (SmolLM2: perplexity 14.69 instead of 14.22).
 
     Raises:
         OptionError: ``alpha`` is neither.
