@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from .canonicalize.canonicalize import Canonicalize as Canonicalize
     from .quantize.weights import Quantize as Quantize
     from .recover.recover import Recover as Recover
+    from .smooth.equalize import EqualizeLog as EqualizeLog
     from .smooth.salient import ScaleSalientChannels as ScaleSalientChannels
     from .smooth.smoothquant import SmoothQuant as SmoothQuant
 
 _HOME = {
     "Canonicalize": ".canonicalize.canonicalize",
     "Context": ".base",
+    "EqualizeLog": ".smooth.equalize",
     "Outcome": ".base",
     "Pass": ".base",
     "Quantize": ".quantize.weights",
@@ -31,6 +33,7 @@ _HOME = {
 __all__ = [
     "Canonicalize",
     "Context",
+    "EqualizeLog",
     "Outcome",
     "Pass",
     "Quantize",

@@ -26,6 +26,7 @@ PASSES: dict[str, Entry] = {
     "canonicalize": Entry(".canonicalize.canonicalize", "Canonicalize"),
     "recover": Entry(".recover.recover", "Recover"),
     "smoothquant": Entry(".smooth.smoothquant", "SmoothQuant"),
+    "equalize_log": Entry(".smooth.equalize", "EqualizeLog"),
     "scale_salient_channels": Entry(".smooth.salient", "ScaleSalientChannels"),
     "quantize": Entry(".quantize.weights", "Quantize"),
 }

@@ -15,7 +15,14 @@ from ...ir.graph import RULE, Graph
 from ...ir.remarks import Remark
 from .session import Session
 
-WATCHED = ("MatMulNBits", "GatherBlockQuantized", "Attention", "GroupQueryAttention", "RotaryEmbedding")
+WATCHED = (
+    "MatMulNBits",
+    "MatMulIntegerToFloat",
+    "GatherBlockQuantized",
+    "Attention",
+    "GroupQueryAttention",
+    "RotaryEmbedding",
+)
 """Operators that make a model fast and that the runtime may decompose or refuse to fuse."""
 
 

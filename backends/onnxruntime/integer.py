@@ -1,21 +1,22 @@
 """Lowering of products whose two operands are in 8 bits to ``MatMulIntegerToFloat``.
 
-The kernel takes unsigned activations and signed weights: the other way round, or both signed, it is 20 times slower.
-It takes one scale for all activations, so the scales of the tokens are multiplied to its result, and a bias is added
-after that.
+The kernel takes unsigned activations and signed weights: both signed, it is 20 times slower. It takes one scale and
+one zero point for all activations. So the scales of the tokens are multiplied to its result, and a bias is added after
+that; and their zero points stand in columns behind the codes, where the weights sum up to minus the sum of the channel:
+``sum(q w) - z sum(w) = sum((q - z) w)``, exact in integers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir
 
-from ...ir.graph import Graph, attribute, dims, is_op, module_path, tensor_of
+from ...ir.graph import Graph, attribute, constant, dims, is_op, module_path, producer, tensor_of
 from ...ir.remarks import Remark
 from ...ir.rewrite import Editor
-from ...ir.symbolic import known
 from ...ir.weights import View, lazy
 from . import kernels
 from .nbits import CONTRIB, Quantized, read, scale_and_add, users
@@ -23,27 +24,37 @@ from .nbits import CONTRIB, Quantized, read, scale_and_add, users
 RULE = "quantize, dequantize and multiply => MatMulIntegerToFloat"
 _FLOAT, _UNSIGNED, _SIGNED = "tensor(float)", "tensor(uint8)", "tensor(int8)"
 _OFFSET = 128
-"""Of unsigned codes: what stands for zero."""
+"""Of unsigned codes of weights: what stands for zero."""
+_LARGEST = 127
+_STEP = 32
+"""Zero points stand in so many columns or a multiple, so that products of one input mostly agree on how many."""
+Array = np.ndarray[Any, Any]
 
 
 @dataclass
 class _Stored:
-    """Initializers of one weight: int8 codes as they lie in the graph, float32 scales [N]."""
+    """Initializers of one weight: int8 codes, laid out as they came, and float32 scales [N].
+
+    Attributes:
+        extra: number of weights of each channel that cancel zero points.
+    """
 
     weight: Quantized
     codes: onnx_ir.Value
     scales: onnx_ir.Value
+    extra: int
 
 
 def lower_integer(graph: Graph) -> list[Remark]:
     """Turn products of inputs quantized by token and weights quantized by channel into integer products.
 
     An input that several products read is quantized once, a weight that several nodes read is stored once, an
-    embedding included. What cannot be lowered stays as it is.
+    embedding included. What cannot be lowered stays as it is. The weights are read here, one at a time, for the sums of
+    their channels, and again when they are written.
     """
     lowering = _Lowering(graph)
     weights = [n for n in graph.graph if is_op(n, "DequantizeLinear") and tensor_of(n.inputs[0]) is not None]
-    for node in sorted(weights, key=lowering.first_reader):
+    for node in weights:
         lowering.weight(node)
     return lowering.remarks
 
@@ -52,14 +63,8 @@ class _Lowering:
     def __init__(self, graph: Graph) -> None:
         self.edit = Editor(graph, RULE)
         self.remarks: list[Remark] = []
-        self._order = {node: at for at, node in enumerate(graph.graph)}
-        self._codes: dict[onnx_ir.Node, onnx_ir.Value] = {}
-        self._offsets: dict[tuple[str, ...], onnx_ir.Value] = {}
-        self._constants: dict[str, onnx_ir.Value] = {}
-
-    def first_reader(self, node: onnx_ir.Node) -> int:
-        """Where in the graph the first product or embedding of a weight stands."""
-        return min((self._order.get(user, 0) for user, _, _ in users(node.outputs[0])), default=0)
+        self._codes: dict[tuple[onnx_ir.Node, int], onnx_ir.Value] = {}
+        self._one: onnx_ir.Value | None = None
 
     def weight(self, node: onnx_ir.Node) -> None:
         """Lower the products and embeddings of one dequantized weight."""
@@ -85,7 +90,8 @@ class _Lowering:
             return
         found = read(node, turned=turned)
         assert isinstance(found, Quantized)
-        stored = _store(self.edit, found)
+        extra = _extra(found)
+        stored = _store(self.edit, found, extra)
         for user in tables:
             self._table(user, stored)
             self._say(user, "Gather runs on the int8 weight of the product")
@@ -99,12 +105,14 @@ class _Lowering:
 
     def _product(self, user: onnx_ir.Node, stored: _Stored, quantize: onnx_ir.Node, dequantize: onnx_ir.Node) -> None:
         edit, scale = self.edit, quantize.inputs[1]
-        codes = self._unsigned(quantize)
+        codes = self._extended(quantize, stored.extra)
         edit.at(user, [stored.weight.node, dequantize, user])
         columns = stored.codes
         if not stored.weight.turned:
             columns = edit.op("Transpose", [columns], {"perm": [1, 0]})
-        inputs = [codes, columns, self._constant(1.0), stored.scales, self._constant(_OFFSET)]
+        if self._one is None:
+            self._one = edit.initializer(np.asarray(1, np.float32), "one")
+        inputs = [codes, columns, self._one, stored.scales]
         result = user.outputs[0]
         y = edit.op(
             "MatMulIntegerToFloat", inputs, domain=CONTRIB, dtype=result.dtype, shape=result.shape,
@@ -115,41 +123,32 @@ class _Lowering:
         y = scale_and_add(edit, y, bias, float(attribute(user, "alpha", 1.0)), float(attribute(user, "beta", 1.0)))
         edit.replace(result, y)
 
-    def _unsigned(self, quantize: onnx_ir.Node) -> onnx_ir.Value:
-        """The codes of an input as the kernel wants them, made once at the place of the signed ones."""
-        if quantize not in self._codes:
-            edit = self.edit
+    def _extended(self, quantize: onnx_ir.Node, extra: int) -> onnx_ir.Value:
+        """The codes of an input, unsigned, and its zero points ``extra`` times behind them; made once."""
+        edit = self.edit
+        edit.at(quantize)
+        if (quantize, 0) not in self._codes:
             x, scale = quantize.inputs[:2]
-            edit.at(quantize)
+            offset = edit.op("Cast", [_unsigned_offset(quantize)], {"to": int(onnx_ir.DataType.UINT8)})
             block = {"axis": -1, "block_size": attribute(quantize, "block_size")}
-            self._codes[quantize] = edit.op(
-                "QuantizeLinear", [x, scale, self._offset(quantize, scale)], block, hint=quantize.name
-            )
-        return self._codes[quantize]
-
-    def _offset(self, quantize: onnx_ir.Node, scale: onnx_ir.Value | None) -> onnx_ir.Value:
-        """Zero points in the shape of ``scale``: one tensor for all inputs with as many tokens."""
-        sizes = dims(scale)
-        key = None if sizes is None or not all(map(known, sizes)) else tuple(map(str, sizes))
-        kept = None if key is None else self._offsets.get(key)
-        maker = None if kept is None else kept.producer()
-        if kept is not None and maker is not None and self._order[maker] < self._order[quantize]:
-            return kept
-        shape = self.edit.op("Shape", [scale])
-        value = onnx_ir.Tensor(np.asarray([_OFFSET], np.uint8))
-        made = self.edit.op("ConstantOfShape", [shape], {"value": value}, hint="zero_points")
-        maker = made.producer()
-        assert maker is not None
-        self._order[maker] = self._order[quantize]
-        if key is not None:
-            self._offsets[key] = made
-        return made
+            self._codes[quantize, 0] = edit.op("QuantizeLinear", [x, scale, offset], block, hint=quantize.name)
+        codes = self._codes[quantize, 0]
+        if (quantize, extra) not in self._codes:
+            made = codes.producer()
+            assert made is not None
+            # Two long pieces: a piece for each column takes several times longer.
+            columns = edit.op("Expand", [made.inputs[2], edit.ints([extra])])
+            self._codes[quantize, extra] = edit.op("Concat", [codes, columns], {"axis": -1}, hint=quantize.name)
+        return self._codes[quantize, extra]
 
     def _table(self, user: onnx_ir.Node, stored: _Stored) -> None:
         """Rows of the int8 weight and their scales are gathered, then dequantized."""
         edit, weight, ids = self.edit, stored.weight, user.inputs[1]
         edit.at(user, [weight.node, user])
         rows = edit.op("Gather", [stored.codes, ids], {"axis": 0})
+        if stored.extra:
+            last = edit.ints([-1], "last_axis")
+            rows = edit.op("Slice", [rows, edit.ints([0], "start"), edit.ints([weight.k], "stop"), last])
         tensor = stored.scales.const_value
         assert tensor is not None
         column = edit.initializer(View(tensor, tensor.dtype, (weight.n, 1)), f"{stored.scales.name}.column")
@@ -162,31 +161,33 @@ class _Lowering:
         edit.replace(result, y)
         edit.sweep([user])
 
-    def _constant(self, number: float) -> onnx_ir.Value:
-        name = "one" if number == 1 else "int8_offset"
-        if name not in self._constants:
-            kind = np.float32 if number == 1 else np.uint8
-            self._constants[name] = self.edit.initializer(np.asarray(number, kind), name)
-        return self._constants[name]
-
 
 def _quantized_input(product: onnx_ir.Node) -> tuple[onnx_ir.Node, onnx_ir.Node] | None:
-    """The ``QuantizeLinear`` to int8, a scale for each row, and the ``DequantizeLinear`` that the product reads."""
+    """The ``QuantizeLinear`` of the rows of an input and the ``DequantizeLinear`` that the product reads."""
     x = product.inputs[0]
     dequantize = None if x is None else x.producer()
-    if dequantize is None or not is_op(dequantize, "DequantizeLinear") or len(dequantize.inputs) != 2:
+    if dequantize is None or not is_op(dequantize, "DequantizeLinear") or len(dequantize.inputs) != 3:
         return None
-    codes, scale = dequantize.inputs
+    codes = dequantize.inputs[0]
     quantize = None if codes is None else codes.producer()
-    if quantize is None or not is_op(quantize, "QuantizeLinear") or len(quantize.inputs) != 2:
+    if quantize is None or not is_op(quantize, "QuantizeLinear") or len(quantize.inputs) != 3:
         return None
     sizes = dims(codes)
-    if not sizes or quantize.inputs[1] is not scale or codes is None or codes.dtype != onnx_ir.DataType.INT8:
+    same = tuple(quantize.inputs[1:]) == tuple(dequantize.inputs[1:])
+    if not sizes or not same or codes is None or codes.dtype != onnx_ir.DataType.INT8:
         return None
     for node in (quantize, dequantize):
         if attribute(node, "axis", 1) not in (-1, len(sizes) - 1) or attribute(node, "block_size", 0) != sizes[-1]:
             return None
-    return quantize, dequantize
+    return None if _unsigned_offset(quantize) is None else (quantize, dequantize)
+
+
+def _unsigned_offset(quantize: onnx_ir.Node) -> onnx_ir.Value | None:
+    """The zero points before 128 was taken off and they became int8, in floating point."""
+    cast = producer(quantize.inputs[2], "Cast")
+    less = None if cast is None else producer(cast.inputs[0], "Sub")
+    middle = None if less is None else constant(less.inputs[1], limit=1)
+    return less.inputs[0] if less is not None and middle is not None and middle == _OFFSET else None
 
 
 def _is_table(user: onnx_ir.Node, index: int) -> bool:
@@ -204,7 +205,7 @@ def _unfit(graph: Graph, node: onnx_ir.Node, turned: bool) -> str | None:
         return "its weight has no float32 scale for each channel"
     if weight.block_zeros() is not None:
         return "its weight has zero points"
-    if not kernels.has(CONTRIB, "MatMulIntegerToFloat", 1, [_UNSIGNED, _SIGNED, _FLOAT, _FLOAT, _UNSIGNED]):
+    if not kernels.has(CONTRIB, "MatMulIntegerToFloat", 1, [_UNSIGNED, _SIGNED, _FLOAT, _FLOAT]):
         return f"ONNX Runtime {kernels.version()} has no MatMulIntegerToFloat of unsigned by signed codes"
     opset = graph.opset_imports.get("", 1)
     if not kernels.has("", "QuantizeLinear", opset, [_FLOAT, _FLOAT, _UNSIGNED], ["block_size"]):
@@ -212,14 +213,38 @@ def _unfit(graph: Graph, node: onnx_ir.Node, turned: bool) -> str | None:
     return None
 
 
-def _store(edit: Editor, weight: Quantized) -> _Stored:
+def _signed(tensor: onnx_ir.TensorProtocol) -> Array:
+    codes = tensor.numpy()
+    return codes if tensor.dtype == onnx_ir.DataType.INT8 else (codes ^ np.uint8(_OFFSET)).view(np.int8)
+
+
+def _extra(weight: Quantized) -> int:
+    """How many weights of 8 bits it takes to cancel the zero points of any channel; reads the codes."""
+    sums = _signed(weight.codes).sum(axis=0 if weight.turned else 1, dtype=np.int32)
+    weight.scales.numpy()  # computed together with the codes, which are kept until someone reads them
+    need = -(-int(np.abs(sums).max(initial=0)) // _LARGEST)
+    return -(-need // _STEP) * _STEP
+
+
+def cancelling(codes: Array, extra: int, axis: int) -> Array:
+    """``codes``, int8, with ``extra`` more along ``axis`` that sum up to minus the sum of the others."""
+    left = -codes.sum(axis=axis, dtype=np.int32, keepdims=True)
+    shares = left // extra + (np.arange(extra).reshape((-1, 1) if axis == 0 else (1, -1)) < left % extra)
+    return np.concatenate([codes, shares.astype(np.int8)], axis=axis)
+
+
+def _store(edit: Editor, weight: Quantized, extra: int) -> _Stored:
     base = ((weight.node.inputs[0] and weight.node.inputs[0].name) or "weight").removesuffix(".codes")
-    codes, signed = weight.codes, onnx_ir.DataType.INT8
-    if codes.dtype != signed:
-        unsigned = codes
-        codes = lazy(lambda: (unsigned.numpy() ^ np.uint8(_OFFSET)).view(np.int8), signed, unsigned.shape.numpy())
+    codes, axis = weight.codes, 0 if weight.turned else 1
+
+    def compute() -> Array:
+        signed = _signed(codes)
+        return cancelling(signed, extra, axis) if extra else signed
+
+    shape = [weight.n, weight.k + extra] if axis else [weight.k + extra, weight.n]
     return _Stored(
         weight,
-        edit.initializer(codes, f"{base}.int8"),
+        edit.initializer(lazy(compute, onnx_ir.DataType.INT8, shape), f"{base}.int8"),
         edit.initializer(weight.scales, f"{base}.channel_scales"),
+        extra,
     )

@@ -22,7 +22,7 @@ def lower(graph: Graph, target: str = "onnxruntime") -> list[Remark]:
     """Rewrite ``graph`` in place for a target.
 
     Args:
-        graph: after the passes; weights stay unread.
+        graph: after the passes; weights stay unread, those of int8 products excepted.
         target: ``onnxruntime`` (contrib operators of the installed build allowed) or ``onnx`` (standard operators
             only: the file passes ``onnx.checker`` and runs in ``onnx.reference``).
 

@@ -1,9 +1,12 @@
 """Inputs of products in 8 bits, with a scale of its own for each token, computed from the input at hand.
 
-A row x of the input becomes ``q = round(x / s)`` with ``s = max|x| / 127`` (survey, equations 3 and 5; one scale per
-token as in ZeroQuant, Yao et al. 2022, section 4.1). A product by weights with one scale per channel is then an integer
-product times the scale of the row and the scale of the column. In the graph this stands in ONNX's own operators, a
-``QuantizeLinear`` whose blocks are the rows and the ``DequantizeLinear`` that undoes it; no calibration is needed.
+A row x of the input becomes ``q = round(x / s) + z`` with ``s = (max x - min x) / 255`` and ``z = round(-min x / s)``,
+zero included in the range (survey, equations 3 and 6; one scale per token as in ZeroQuant, Yao et al. 2022, section
+4.1). A range with two ends of its own pays: what a GELU or a layer norm makes is one-sided, and on the encoder MiniLM
+it takes away more than half of the error of a symmetric range. A product by weights with one scale per channel is then
+an integer product times the scale of the row and the scale of the column. In the graph this stands in ONNX's own
+operators, a ``QuantizeLinear`` whose blocks are the rows and the ``DequantizeLinear`` that undoes it; no calibration is
+needed. The codes are signed, 128 less: unsigned ones ONNX Runtime fuses into a kernel that refuses scales of rows.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from .targets import Weight
 RULE = "quantize activations"
 SMALLEST_PRODUCT = 192 * 192
 """A product with fewer weights stays as it is: at 128 tokens, quantizing its input costs what int8 saves."""
-_LARGEST = 127
+_LARGEST = 255
 _TINY = np.finfo(np.float32).tiny
 
 
@@ -59,20 +62,24 @@ def quantize_inputs(
     if not readers:
         return {}
     last = edit.ints([-1], "last_axis")
+    zero = edit.initializer(np.asarray(0, np.float32), "zero")
+    middle = edit.initializer(np.asarray(128, np.float32), "middle")
     step = edit.initializer(np.asarray(1 / _LARGEST, np.float32), "int8_step")
     tiny = edit.initializer(np.asarray(_TINY, np.float32), "smallest_scale")
     for x, nodes in readers.items():
         edit.at(nodes[0], nodes)
         name = x.name or "input"
-        largest = edit.op("ReduceMax", [edit.op("Abs", [x]), last], {"keepdims": 1})
+        high = edit.op("Max", [edit.op("ReduceMax", [x, last], {"keepdims": 1}), zero])
+        low = edit.op("Min", [edit.op("ReduceMin", [x, last], {"keepdims": 1}), zero])
         # A row of zeros has no scale: any will do but zero.
-        scale = edit.op("Max", [edit.op("Mul", [largest, step]), tiny], hint=f"{name}.scale")
+        scale = edit.op("Max", [edit.op("Mul", [edit.op("Sub", [high, low]), step]), tiny], hint=f"{name}.scale")
+        offset = edit.op("Round", [edit.op("Div", [edit.op("Neg", [low]), scale])])
+        offset = edit.op("Sub", [offset, middle])
+        offset = edit.op("Cast", [offset], {"to": int(onnx_ir.DataType.INT8)}, hint=f"{name}.zero_point")
         block = {"axis": -1, "block_size": _channels(nodes[0])}
-        codes = edit.op(
-            "QuantizeLinear", [x, scale], {**block, "output_dtype": int(onnx_ir.DataType.INT8)}, hint=f"{name}.quantize"
-        )
+        codes = edit.op("QuantizeLinear", [x, scale, offset], block, hint=f"{name}.quantize")
         restored = edit.op(
-            "DequantizeLinear", [codes, scale], block, dtype=x.dtype, shape=x.shape, hint=f"{name}.dequantize"
+            "DequantizeLinear", [codes, scale, offset], block, dtype=x.dtype, shape=x.shape, hint=f"{name}.dequantize"
         )
         for node in nodes:
             node.replace_input_with(0, restored)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -99,33 +99,6 @@ class Calibrated:
                 ) from error
             self._last = (names, hessian, feedback)
         return self._last[1], self._last[2]
-
-
-def in_rounds(
-    weights: Sequence[tuple[Weight, Scheme]], order: Mapping[onnx_ir.Node, int], rounds: int
-) -> list[list[tuple[Weight, Scheme]]]:
-    """Weights in at most ``rounds`` parts of about equal number, in the order in which the graph multiplies by them.
-
-    Products of the same input stay together: they share its Hessian.
-
-    Args:
-        weights: with their schemes.
-        order: positions of the nodes of the graph.
-        rounds: number of parts.
-    """
-    if rounds == 1:
-        return [list(weights)]
-    together: dict[tuple[onnx_ir.Value, ...], list[tuple[Weight, Scheme]]] = {}
-    for weight, scheme in sorted(
-        weights, key=lambda one: max(order[node] for node in one[0].products or one[0].tables)
-    ):
-        together.setdefault(tuple(_inputs(weight)), []).append((weight, scheme))
-    parts: list[list[tuple[Weight, Scheme]]] = [[] for _ in range(rounds)]
-    done = 0
-    for members in together.values():
-        parts[done * rounds // len(weights)] += members
-        done += len(members)
-    return [part for part in parts if part]
 
 
 def _inputs(weight: Weight) -> list[onnx_ir.Value]:

@@ -14,7 +14,7 @@ from ...ir.rewrite import Editor
 from .. import selectors
 from ..base import Context, Outcome, Pass, Stage
 from . import activations, rtn
-from .calibrated import Calibrated, in_rounds
+from .calibrated import Calibrated
 from .scheme import PER_CHANNEL, Scheme, override, resolve
 from .targets import Weight, find
 from .tensors import Tensors, deferred, packs, ready, stored_bytes
@@ -45,8 +45,6 @@ class Quantize(Pass):
             ``group_size``, ``symmetric``, or ``"float"``. A mapping from selectors to changes is taken, too.
         method: ``"rtn"`` rounds to nearest; ``"gptq"`` rounds for the calibration inputs (Frantar et al. 2022);
             ``"auto"`` takes the second if there are any.
-        rounds: the weights are rounded in so many parts, front to back, each for the inputs that it gets from the parts
-            already rounded. Each part costs a run over the calibration inputs.
 
     Raises:
         OptionError: a scheme or value that no kernel takes.
@@ -64,16 +62,11 @@ class Quantize(Pass):
     exclude: str | Sequence[str] = ()
     overrides: Mapping[str, Any] | Sequence[tuple[str, Any]] = ()
     method: str = "auto"
-    rounds: int = 1
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise OptionError(
                 f"method={self.method!r} is no way to round", where="Quantize", fix=nearest(str(self.method), METHODS)
-            )
-        if not isinstance(self.rounds, int) or isinstance(self.rounds, bool) or self.rounds < 1:
-            raise OptionError(
-                f"rounds={self.rounds!r} is not a number of rounds", where="Quantize", fix="use 1 or more"
             )
         base = self.resolved
         pairs = self.overrides.items() if isinstance(self.overrides, Mapping) else self.overrides
@@ -133,27 +126,24 @@ class Quantize(Pass):
         gptq = self.method == "gptq" or (self.method == "auto" and context.has_calibration)
         edit = Editor(graph, RULE)
         order = {node: i for i, node in enumerate(graph.graph)}
-        done = 0
-        for part in in_rounds(chosen, order, self.rounds) if gptq else [chosen]:
-            # Statistics are taken of the graph as it is, before a weight of this round is replaced.
-            calibrated = Calibrated(graph, [weight for weight, _ in part], context) if gptq else None
-            for weight, scheme in part:
-                figures: dict[str, Any] = {}
-                if calibrated is None:
-                    tensors = _nearest(weight, scheme)
-                elif (obstacle := calibrated.obstacle(weight)) is not None:
-                    outcome.missed(_where(weight), f"rounded to nearest: {obstacle}", weight=weight.value.name)
-                    tensors = _nearest(weight, scheme)
-                else:
-                    context.progress(done, len(chosen), f"gptq {weight.value.name}")
-                    codes, figures = calibrated.codes(weight, scheme)
-                    tensors = ready(codes, weight, scheme)
-                done += 1
-                figures = _rewrite(edit, weight, scheme, tensors, order) | figures
-                totals.add(weight, figures)
-                outcome.count(RULE)
-                shared = f", shared by {len(weight.users)} nodes" if len(weight.users) > 1 else ""
-                outcome.applied(_where(weight), f"{scheme}{shared}", **figures)
+        # Statistics are taken of the graph as it is, before the first weight is replaced.
+        calibrated = Calibrated(graph, [weight for weight, _ in chosen], context) if gptq else None
+        for done, (weight, scheme) in enumerate(chosen):
+            figures: dict[str, Any] = {}
+            if calibrated is None:
+                tensors = _nearest(weight, scheme)
+            elif (obstacle := calibrated.obstacle(weight)) is not None:
+                outcome.missed(_where(weight), f"rounded to nearest: {obstacle}", weight=weight.value.name)
+                tensors = _nearest(weight, scheme)
+            else:
+                context.progress(done, len(chosen), f"gptq {weight.value.name}")
+                codes, figures = calibrated.codes(weight, scheme)
+                tensors = ready(codes, weight, scheme)
+            figures = _rewrite(edit, weight, scheme, tensors, order) | figures
+            totals.add(weight, figures)
+            outcome.count(RULE)
+            shared = f", shared by {len(weight.users)} nodes" if len(weight.users) > 1 else ""
+            outcome.applied(_where(weight), f"{scheme}{shared}", **figures)
         products = [node for weight, scheme in chosen if scheme.activations for node in weight.products]
         inputs = activations.quantize_inputs(edit, products, order)
         for nodes in inputs.values():

@@ -1,6 +1,7 @@
 """Smoothing passes: scales move from activations into weights, or back, and the outputs stay what they are."""
 
+from .equalize import EqualizeLog
 from .salient import ScaleSalientChannels
 from .smoothquant import SmoothQuant
 
-__all__ = ["ScaleSalientChannels", "SmoothQuant"]
+__all__ = ["EqualizeLog", "ScaleSalientChannels", "SmoothQuant"]

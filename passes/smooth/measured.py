@@ -14,7 +14,7 @@ from .flow import UNSCALED, Consumer
 from .groups import Found, Group
 from .products import Array
 
-_ROWS = 256
+_ROWS = 512
 """Output channels of a matrix that a search looks at: errors of so many say enough about all."""
 
 
@@ -74,7 +74,7 @@ def largest_weights(group: Group) -> Array:
 
 
 def sample(consumer: Consumer) -> Array:
-    """Evenly spaced output channels of a consumer's matrix: float32 [at most 256, K]."""
+    """Evenly spaced output channels of a consumer's matrix: float32 [at most 512, K]."""
     weights = consumer.matrix.read()
     if len(weights) <= _ROWS:
         return weights

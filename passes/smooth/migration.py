@@ -30,6 +30,21 @@ def scales(activations: Array, weights: Array, alpha: float) -> Array:
     return np.where(dead, 1, migrated).astype(np.float32)
 
 
+def logarithmic(activations: Array) -> Array:
+    """``s_j = max|X_j| / log2(2 + max|X_j|)`` (FPTQ, Li et al. 2023; survey, eq. 12): divided activations reach to
+    ``log2(2 + max|X_j|)``.
+
+    Args:
+        activations: max|X_j|, [channels].
+
+    Returns:
+        Float32 [channels]; 1 for channels that are all zero.
+    """
+    dead = activations <= 0
+    x = np.where(dead, 1, activations).astype(np.float64)
+    return np.where(dead, 1, x / np.log2(2 + x)).astype(np.float32)
+
+
 def output_error(weights: Array, scale: Array, largest: Array, mean_square: Array) -> float:
     """Expected squared error, a token, of ``Q(X / s) Q(W s)`` with 8 bits each, relative to the squared output.
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...ir.graph import Graph, module_path
-from ...ir.rewrite import Editor
+from ...ir.graph import Graph
 from ..base import Context, Outcome, Pass, Stage
 from ..quantize.scheme import Scheme, resolve
 from . import measured, saliency
+from .balance import balance
 from .flow import spread
-from .fold import fold
-from .groups import Group, find
+from .groups import Group
 from .products import Array
 
 RULE = "AWQ"
@@ -53,23 +52,14 @@ class ScaleSalientChannels(Pass):
 
     def run(self, graph: Graph, context: Context) -> Outcome:
         """Scale every group where it helps; say of each product in none what stands in the way."""
-        outcome, found = Outcome(), find(graph)
-        inputs = measured.Inputs(found.groups, context)
-        edit = Editor(graph, RULE)
-        for done, group in enumerate(found.groups):
-            context.progress(done, len(found.groups), RULE)
+
+        def choose(group: Group, inputs: measured.Inputs) -> tuple[Array | None, dict[str, float]]:
             means = measured.mean_abs(group, inputs)
             ratio, before, after = _search(group, means, inputs, self.resolved)
-            where, values = module_path(group.node), {"output_error_before": before, "output_error": after}
-            if ratio == 0:
-                outcome.skipped(where, "scaling does not lower the error of its products", **values)
-                continue
-            fold(edit, group, measured.only_free(group, saliency.scales(means, ratio)))
-            outcome.count(RULE)
-            text = f"salient channels of {len(group.consumers)} products scaled up"
-            outcome.applied(where, text, ratio=ratio, channels=int(group.free.sum()), **values)
-        measured.tell_others(outcome, found)
-        return outcome
+            figures = {"ratio": ratio, "output_error_before": before, "output_error": after}
+            return saliency.scales(means, ratio) if ratio else None, figures
+
+        return balance(graph, context, RULE, choose)
 
 
 def _search(group: Group, means: Array, inputs: measured.Inputs, scheme: Scheme) -> tuple[float, float, float]:

@@ -41,14 +41,20 @@ def graph(*leading: int | str, kind: Any = np.float32) -> tuple[onnx_ir.Model, E
     return model, Editor(model, "test"), x
 
 
-def by_numpy(x: Array, weights: Array) -> Array:
-    """The integer computation: ``weights`` [N, K], codes and scales of each channel and each token."""
+def by_channel(weights: Array) -> tuple[Array, Array]:
+    """Codes [N, K] and scales [N, 1]: the largest weight of a channel is -128 times its scale."""
     largest = weights[np.arange(len(weights)), np.abs(weights).argmax(axis=1)][:, None]
     scale = (largest / np.float32(-128)).astype(np.float32)
-    w = np.clip(np.rint(weights * (1 / scale)), -128, 127).astype(np.int64)
-    step = np.abs(x).max(axis=-1, keepdims=True) * np.float32(1 / 127)
-    step = np.maximum(step, np.finfo(np.float32).tiny)
-    q = np.clip(np.rint(x / step), -128, 127).astype(np.int64)
+    return np.clip(np.rint(weights * (1 / scale)), -128, 127).astype(np.int64), scale
+
+
+def by_numpy(x: Array, weights: Array) -> Array:
+    """The integer computation: ``weights`` [N, K], codes and scales of each channel and each token."""
+    w, scale = by_channel(weights)
+    low, high = np.minimum(x.min(axis=-1, keepdims=True), 0), np.maximum(x.max(axis=-1, keepdims=True), 0)
+    step = np.maximum((high - low) * np.float32(1 / 255), np.finfo(np.float32).tiny)
+    zero = np.rint(-low / step)
+    q = np.clip(np.rint(x / step) + zero, 0, 255).astype(np.int64) - zero.astype(np.int64)
     return ((q @ w.T).astype(np.float32) * scale[:, 0]) * step
 
 
@@ -85,9 +91,10 @@ def test_is_the_integer_computation(form: str, leading: tuple[int | str, ...], b
             y = edit.op("Add", [y, edit.initializer(offset, "b")])
     model.graph.outputs.append(y)
     session = compiled(model)
-    assert ops(model) == Counter(
-        "Abs ReduceMax Mul Max Shape ConstantOfShape QuantizeLinear MatMulIntegerToFloat Mul".split() + ["Add"] * bias
-    )
+    count = ops(model)
+    assert (count["QuantizeLinear"], count["Concat"], count["MatMulIntegerToFloat"]) == (1, 1, 1)
+    assert not count.keys() & {"DequantizeLinear", "MatMul", "Gemm", "Transpose", "MatMulNBits"}
+    assert count["Add"] == int(bias)
     values = random.standard_normal([d if isinstance(d, int) else 3 for d in leading] + [K]).astype(np.float32)
     values[..., 0, :] = 0  # a row without a scale
     values[..., 1, :] *= 1e-30
@@ -96,13 +103,13 @@ def test_is_the_integer_computation(form: str, leading: tuple[int | str, ...], b
     # The integers are equal; only the order of the two multiplications in float32 may differ.
     np.testing.assert_allclose(have, want, rtol=3e-7, atol=1e-35)
     exact = values.astype(np.float64) @ weights.T + offset
-    # Each operand is off by half a step at most, and steps do not conspire: four standard deviations of their sum.
+    # Each operand is off by half a step at most, and steps do not conspire: six standard deviations of their sum.
     step = np.abs(values).max(axis=-1, keepdims=True) / 127
     spread = step * np.sqrt(np.square(weights).sum(axis=1))
     spread = np.hypot(
         spread, np.sqrt(np.square(values).sum(axis=-1, keepdims=True)) * np.abs(weights).max(axis=1) / 128
     )
-    assert (np.abs(have - exact) <= 4 / np.sqrt(12) * spread + 1e-6).all()
+    assert (np.abs(have - exact) <= 6 / np.sqrt(12) * spread + 1e-6).all()
 
 
 def test_factors_of_a_gemm_are_kept() -> None:
@@ -152,8 +159,7 @@ def test_a_shared_input_is_quantized_once() -> None:
     compiled(model)
     count = ops(model)
     assert (count["QuantizeLinear"], count["ReduceMax"], count["MatMulIntegerToFloat"]) == (2, 2, 4)
-    # Both inputs have as many tokens, so they share their zero points.
-    assert (count["ConstantOfShape"], count["Shape"]) == (1, 1)
+    assert count["Concat"] == 2
     assert "DequantizeLinear" not in count
 
 
@@ -164,7 +170,7 @@ def test_tied_table_is_one_copy(tiny_lm: Make, tmp_path: Path) -> None:
     assert count["MatMulIntegerToFloat"] == 5 and count["Gather"] == 2 and "DequantizeLinear" not in count
     size = write(model, tmp_path / "m.onnx", external=True)
     codes = 4096 * 192 + 2 * 2 * 192 * 320
-    assert codes < size < codes * 1.1
+    assert codes < size < codes * 1.25
     have = Session(tmp_path / "m.onnx").run({"ids": IDS})[0]
     want = Session(to_bytes(tiny_lm(**WIDE))).run({"ids": IDS})[0]
     assert 0 < np.abs(have - want).max() <= 2e-2 * np.abs(want).max()
@@ -215,3 +221,31 @@ def test_weights_that_do_not_fit_are_left_and_told() -> None:
     remarks = lower(model)
     assert any(r.kind == "missed" and "its weight has zero points" in r.reason for r in remarks)
     assert ops(model)["MatMulNBits"] == 1 and "MatMulIntegerToFloat" not in ops(model)
+
+
+def test_inputs_on_one_side_get_the_whole_range() -> None:
+    random = np.random.default_rng(0)
+    model, edit, x = graph("tokens")
+    weights = random.standard_normal((N, K)).astype(np.float32)
+    weights[:, :150] = np.abs(weights[:, :150])  # sums of channels far from zero
+    w = edit.initializer(weights, "w")
+    model.graph.outputs.append(edit.op("MatMul", [x, edit.op("Transpose", [w], {"perm": [1, 0]})]))
+    values = np.maximum(random.standard_normal((16, K)), -0.1).astype(np.float32)
+    have = compiled(model).run({"x": values})[0]
+    np.testing.assert_allclose(have, by_numpy(values, weights), rtol=3e-7)
+    codes, scales = by_channel(weights)
+    step = np.abs(values).max(axis=-1, keepdims=True) / 127
+    symmetric = (np.rint(values / step) * step) @ (codes * scales).T
+    want = values @ (codes * scales).T
+    assert np.linalg.norm(have - want) < 0.65 * np.linalg.norm(symmetric - want)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_extra_weights_cancel_zero_points(axis: int) -> None:
+    codes = np.random.default_rng(0).integers(-128, 128, (24, 24)).astype(np.int8)
+    codes[3] = codes[:, 3] = 127
+    codes[4] = codes[:, 4] = -128
+    extended = integer.cancelling(codes, 32, axis)
+    assert extended.dtype == np.int8 and extended.shape[axis] == 56
+    assert not extended.sum(axis=axis, dtype=np.int32).any()
+    np.testing.assert_array_equal(np.delete(extended, np.s_[24:], axis), codes)

@@ -178,6 +178,13 @@ def test_calibration_text(llama: Llama, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "relative error" in done.stdout and "calibration inputs were not read" not in done.stdout
     assert (tmp_path / "out" / "tokenizer.json").exists()
+    asking = [*command[:-2], "--passes", "smoothquant", "--overwrite"]
+    done = subprocess.run([sys.executable, "-m", "burnish", *map(str, asking)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "smoothquant" in done.stdout and "calibration inputs were not read" not in done.stdout
+    without = [*asking[: asking.index("--calibration")], *asking[asking.index("--calibration") + 2 :]]
+    done = subprocess.run([sys.executable, "-m", "burnish", *map(str, without)], capture_output=True, text=True)
+    assert done.returncode != 0 and "calibration inputs are needed" in done.stderr
     (llama.folder / "tokenizer.json").unlink()
 
 

@@ -20,6 +20,7 @@ from burnish.frontends.imported import Imported
 from burnish.frontends.onnx_file import import_onnx
 from burnish.ir.errors import CalibrationError
 from burnish.ir.graph import is_op, module_path
+from burnish.ir.signature import NamedSignature, TensorSpec
 from burnish.passes.base import Context, Outcome, Pass, Stage
 from burnish.passes.statistics import AbsMax, Hessian, L2Norm, Magnitudes, Mean, MeanAbs, MinMax, Observer
 
@@ -333,6 +334,25 @@ def test_a_graph_input_alone(network: Callable, tmp_path: Path) -> None:
     with Statistics(imported.graph, Calibration([x], imported.signature), tmp_path) as stats:
         given = stats(list(imported.graph.graph.inputs), AbsMax())
         np.testing.assert_array_equal(given["x"], np.abs(x).max(0))
+
+
+def test_old_opsets_and_half_precision(tmp_path: Path) -> None:
+    """Before opset 18, reductions took their axes as an attribute; float16 is observed in float32."""
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((6, 8)).astype(np.float16)
+    for opset in (11, 17, 18):
+        inside = onnx_ir.Value(
+            name="x", type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT16), shape=onnx_ir.Shape(["b", 8])
+        )
+        node = onnx_ir.node("Neg", [inside])
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "y", inside.type, inside.shape
+        graph = onnx_ir.Graph([inside], node.outputs, nodes=[node], opset_imports={"": opset}, name="g")
+        model = onnx_ir.Model(graph, ir_version=8)
+        signature = NamedSignature((TensorSpec("x", "FLOAT16", ("b", 8)),), ())
+        with Statistics(model, Calibration([x], signature), tmp_path) as stats:
+            for observer, expected in OBSERVERS.items():
+                given = stats([node.outputs[0]], observer)["y"]
+                assert distance(given, expected(-x.astype(np.float64))) < 1e-6
 
 
 @pytest.mark.parametrize("observer", OBSERVERS, ids=lambda observer: type(observer).__name__)

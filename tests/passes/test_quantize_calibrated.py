@@ -276,38 +276,3 @@ def test_weight_that_is_not_finite_names_itself() -> None:
     model.weights["up"][3, 3] = np.nan
     with pytest.raises(ModelError, match="weight 'up'"):
         model.quantized(Observed(model.model), include="up")
-
-
-def test_rounds_go_front_to_back_and_see_what_is_rounded() -> None:
-    model = Model()
-    observe = Observed(model.model)
-    outcome = model.quantized(observe, rounds=4)
-    names = {name: str(value.name) for name, value in model.inputs.items()}
-    # up and gate are half of the products and share one input.
-    assert observe.asked == [[names["up"]], [names["down"]], [names["table"]]]
-    assert list(figures(outcome)) == ["up", "gate", "down", "table"]
-    assert len(model.restored()) == 4
-    hessian = observe([model.inputs["down"]], Hessian())[names["down"]]
-    down = model.weights["down"].T
-    difference = model.restored()["down"].T - down
-    lost = np.trace(difference @ hessian @ difference.T) / np.trace(down @ hessian @ down.T)
-    # Measured on what the rounded weights before it make, unlike with a single round.
-    assert figures(outcome)["down"]["output_error"] == pytest.approx(lost, rel=0.01)
-    once = Model()
-    single = figures(once.quantized(Observed(once.model)))["down"]["output_error"]
-    assert single != pytest.approx(lost, rel=0.01)
-
-
-@pytest.mark.parametrize("rounds", [1, 2, 3, 50])
-def test_any_number_of_rounds_rounds_everything(rounds: int) -> None:
-    model = Model()
-    observe = Observed(model.model)
-    outcome = model.quantized(observe, rounds=rounds, exclude="gate")
-    assert outcome.rewrites == {"quantize weights": 3}
-    assert len(observe.asked) == min(rounds, 3)
-
-
-@pytest.mark.parametrize("rounds", [0, -1, True, 1.5, "2"])
-def test_rounds_that_are_none(rounds: Any) -> None:
-    with pytest.raises(OptionError, match="rounds="):
-        Quantize(rounds=rounds)

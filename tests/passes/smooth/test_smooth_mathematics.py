@@ -50,6 +50,13 @@ def test_half_migration_balances_activations_and_weights() -> None:
     assert x / s == pytest.approx(w * s, rel=1e-6)
 
 
+def test_equalized_activations_reach_to_their_logarithm() -> None:
+    x = np.array([0.5, 14.0, 1022.0, 0.0])
+    s = migration.logarithmic(x)
+    assert (x / s).tolist() == pytest.approx([np.log2(2.5), 4, 10, 0], rel=1e-6)
+    assert s[3] == 1
+
+
 def test_channels_of_zeros_stay() -> None:
     assert migration.scales(np.array([0.0, 4.0, 4.0]), np.array([1.0, 0.0, 1.0]), 0.5).tolist() == [1, 1, 2]
     assert saliency.scales(np.array([0.0, 4.0, 1.0]), 0.5).tolist() == pytest.approx([1, 2**0.5, 0.5**0.5])

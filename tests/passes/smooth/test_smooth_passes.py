@@ -10,7 +10,7 @@ import onnx_ir
 import pytest
 from burnish import compile
 from burnish.ir.errors import CalibrationError, OptionError
-from burnish.passes import Quantize, ScaleSalientChannels, SmoothQuant
+from burnish.passes import EqualizeLog, Quantize, ScaleSalientChannels, SmoothQuant
 from burnish.passes.base import Context, Pass
 from burnish.passes.spec import format_pass
 
@@ -27,7 +27,7 @@ NETWORK = """g (float[B, 64] x) => (float[B, 48] y, float[B, 32] z) {
     r = Relu(x)
     z = MatMul(r, w4)
 }"""
-PASSES: list[Pass] = [SmoothQuant(), SmoothQuant(alpha="search"), ScaleSalientChannels(group_size=32)]
+PASSES: list[Pass] = [EqualizeLog(), SmoothQuant(), SmoothQuant(alpha="search"), ScaleSalientChannels(group_size=32)]
 
 
 @pytest.fixture
@@ -84,6 +84,15 @@ def test_smoothquant_reduces_the_error_of_w8a8(
     assert w8a8(graph, outputs, feeds) < plain / factor
     figures = outcome.remarks[0].values
     assert figures["spread_after"] < figures["spread_before"] / 5
+
+
+def test_logarithmic_equalization_reduces_it(
+    network: tuple[onnx_ir.Model, Feeds], calibrated: Callable[..., Context], outputs: Callable[..., Any]
+) -> None:
+    graph, feeds = network
+    plain = w8a8(graph, outputs, feeds)
+    EqualizeLog().run(graph, calibrated(graph, feeds))
+    assert w8a8(graph, outputs, feeds) < plain / 1.5
 
 
 def test_search_takes_the_alpha_that_is_best(
