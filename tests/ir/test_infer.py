@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -410,13 +409,14 @@ def layers(count: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
 
 
-def test_speed_on_three_thousand_nodes() -> None:
-    model = onnx_ir.from_proto(layers(78))
+def test_speed_on_three_thousand_nodes(least_seconds: Any) -> None:
+    proto = layers(78)
+    models = [onnx_ir.from_proto(proto) for _ in range(3)]
+    model = models[-1]
     count = sum(1 for _ in model.graph)
     assert count > 3000
-    start = time.perf_counter()
-    infer_graph(model)
-    took = time.perf_counter() - start
+    fresh = iter(models)
+    took = least_seconds(lambda: infer_graph(next(fresh)))
     assert all(v.shape is not None and all(map(symbolic.known, v.shape)) for n in model.graph for v in n.outputs)
     assert show(model.graph.outputs[0].shape.dims) == "[B, S, 64]"
     # About 0.1 s on an idle machine; the margin is for a busy one.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -228,7 +227,7 @@ def test_random_graphs_pass(random_graphs: Any, data: Any) -> None:
     verify(model)
 
 
-def test_speed_on_three_thousand_nodes() -> None:
+def test_speed_on_three_thousand_nodes(least_seconds: Any) -> None:
     value = onnx_ir.Value(name="x", type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT), shape=onnx_ir.Shape(["B", 8]))
     nodes, last = [], value
     for i in range(3000):
@@ -238,7 +237,5 @@ def test_speed_on_three_thousand_nodes() -> None:
     graph = onnx_ir.Graph([value], [last], nodes=nodes, opset_imports={"": 23}, name="g")
     model = onnx_ir.Model(graph, ir_version=10)
     infer_graph(model)
-    start = time.perf_counter()
-    verify(model)
     # About 0.04 s on an idle machine.
-    assert time.perf_counter() - start < 0.5
+    assert least_seconds(lambda: verify(model)) < 0.5

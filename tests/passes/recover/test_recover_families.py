@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 import warnings
 from collections import Counter
 
@@ -128,9 +127,7 @@ def _run(model, inputs):
 def _recovered(source):
     graph = import_onnx(source).graph
     Canonicalize().run(graph, Context())
-    started = time.perf_counter()
-    outcome = Recover().run(graph, Context())
-    return graph, outcome, time.perf_counter() - started
+    return graph, Recover().run(graph, Context())
 
 
 def _same(family, source, graph):
@@ -144,7 +141,7 @@ def _same(family, source, graph):
 @pytest.mark.parametrize(("implementation", "opset"), [("sdpa", 14), ("eager", 17)])
 def test_exported_by_torchscript(family, implementation, opset):
     source = _exported(family, implementation, opset_version=opset)
-    graph, outcome, _ = _recovered(source)
+    graph, outcome = _recovered(source)
     expected = FAMILIES[family][1]
     # Opset 17 has LayerNormalization already: there is nothing to recover.
     found = {op: n for op, n in expected.items() if op != LN or opset < 17}
@@ -159,18 +156,18 @@ def test_exported_by_torchscript(family, implementation, opset):
 def test_taken_apart_by_our_tool(family):
     """What was recovered is taken apart to opset 13 and recovered again: the same counts, the same outputs."""
     source = _exported(family, "sdpa", opset_version=17)
-    graph, _, _ = _recovered(source)
+    graph, _ = _recovered(source)
     expected = FAMILIES[family][1]
     assert decompose(graph) == expected
     old = onnx_ir.to_proto(graph)
     onnx.checker.check_model(old)
     assert not set(expected) & {node.op_type for node in old.graph.node}
-    again, outcome, _ = _recovered(old)
+    again, outcome = _recovered(old)
     assert outcome.rewrites == expected
     _same(family, source, again)
 
 
-def test_a_graph_without_matches_costs_little():
+def test_a_graph_without_matches_costs_little(least_seconds):
     """3000 nodes of the kinds that patterns start from, none of which match: under a second."""
     nodes, last = [], "x"
     operators = ["Add", "Mul", "Softmax", "Tanh", "Erf", "Concat", "ReduceMean", "Div", "Clip", "Sub"]
@@ -185,7 +182,6 @@ def test_a_graph_without_matches_costs_little():
         nodes, "long", [value("x", 1, ["N", 8])], [value(f"v{i}", 1, None) for i in range(2990, 3000)]
     )
     model = onnx_ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)]))
-    started = time.perf_counter()
-    outcome = Recover().run(model, Context())
-    assert time.perf_counter() - started < 1.0
-    assert not outcome.changed
+    outcomes = []
+    assert least_seconds(lambda: outcomes.append(Recover().run(model, Context()))) < 1.0
+    assert not any(outcome.changed for outcome in outcomes)
