@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .canonicalize.canonicalize import Canonicalize as Canonicalize
     from .quantize.weights import Quantize as Quantize
     from .recover.recover import Recover as Recover
+    from .rotate.rotate import Rotate as Rotate
     from .smooth.equalize import EqualizeLog as EqualizeLog
     from .smooth.salient import ScaleSalientChannels as ScaleSalientChannels
     from .smooth.smoothquant import SmoothQuant as SmoothQuant
@@ -25,6 +26,7 @@ _HOME = {
     "Pass": ".base",
     "Quantize": ".quantize.weights",
     "Recover": ".recover.recover",
+    "Rotate": ".rotate.rotate",
     "ScaleSalientChannels": ".smooth.salient",
     "SmoothQuant": ".smooth.smoothquant",
     "Stage": ".base",
@@ -38,6 +40,7 @@ __all__ = [
     "Pass",
     "Quantize",
     "Recover",
+    "Rotate",
     "ScaleSalientChannels",
     "SmoothQuant",
     "Stage",

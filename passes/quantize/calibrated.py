@@ -12,7 +12,7 @@ from ...ir.errors import CalibrationError, ModelError
 from ...ir.graph import Graph, tensor_of
 from ..base import Context
 from ..statistics import Hessian
-from . import gptq, rtn
+from . import gptq, refine, rtn
 from .rtn import Array, Codes
 from .scheme import Scheme
 from .targets import Weight
@@ -26,17 +26,19 @@ class Calibrated:
         graph: as it is before any of the weights is replaced.
         weights: those to round.
         context: gives the statistics.
+        rounds: how often codes and scales are improved after GPTQ, see :func:`~.refine.refine`.
 
     Raises:
         CalibrationError: there are no calibration inputs, or they give no finite statistics.
     """
 
-    def __init__(self, graph: Graph, weights: Sequence[Weight], context: Context) -> None:
+    def __init__(self, graph: Graph, weights: Sequence[Weight], context: Context, rounds: int = refine.ROUNDS) -> None:
         values = {value.name: value for weight in weights if self.obstacle(weight) is None for value in _inputs(weight)}
         # Asked even for nothing, where data were asked for by name and there are none.
         asked = bool(values) or not context.has_calibration
         self._hessians = context.statistics(list(values.values()), Hessian()) if asked else {}
         # Products of the same input follow each other.
+        self._rounds = rounds
         self._last: tuple[tuple[str, ...], Array, gptq.Feedback] | None = None
 
     @staticmethod
@@ -70,6 +72,8 @@ class Calibrated:
         precision = tensor.dtype.numpy()
         try:
             codes = gptq.quantize(matrix, feedback, scheme, precision=precision)
+            if self._rounds:
+                codes = refine.refine(matrix, codes, hessian, scheme, rounds=self._rounds, precision=precision)
             nearest = rtn.quantize(matrix, scheme, precision=precision)
         except FloatingPointError as error:
             where = f"weight {weight.value.name!r}"

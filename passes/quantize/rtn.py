@@ -73,7 +73,7 @@ def quantize(
     """
     n, k = weights.shape[::-1] if transposed else weights.shape
     groups = scheme.groups(k)
-    pairs = packed and scheme.bits == 4
+    pairs = packed and scheme.stored_bits == 4
     codes = np.empty((n, -(-k // 2) if pairs else k), np.uint8)
     scales = np.empty((n, groups), np.float32)
     zeros = None if scheme.symmetric else np.empty((n, groups), np.uint8)

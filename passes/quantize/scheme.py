@@ -46,7 +46,8 @@ class Scheme:
     """An integer scheme of weights and, for some, of activations.
 
     Attributes:
-        bits: 4 or 8.
+        bits: 2, 3, 4 or 8. Codes of 2 and 3 bits are stored in 4, for the 4-bit kernel: they are for weighing methods
+            against each other, and for a store that compresses; they save nothing where they run.
         group_size: consecutive weights of one output channel that share a scale: 16, 32, 64, 128 or 256, or 0 for
             all weights of the channel. One that does not divide the channel leaves a shorter last group.
         symmetric: the zero point is the middle of the code range (8 or 128), instead of one chosen for each group.
@@ -63,8 +64,8 @@ class Scheme:
     activations: Activations | None = None
 
     def __post_init__(self) -> None:
-        if self.bits not in (4, 8) or isinstance(self.bits, bool):
-            raise OptionError(f"bits={self.bits!r} is not supported", where="Quantize", fix="use bits=4 or bits=8")
+        if self.bits not in (2, 3, 4, 8) or isinstance(self.bits, bool):
+            raise OptionError(f"bits={self.bits!r} is not supported", where="Quantize", fix="use 2, 3, 4 or 8 bits")
         if self.group_size == -1:
             object.__setattr__(self, "group_size", PER_CHANNEL)
         if self.group_size != PER_CHANNEL and self.group_size not in _GROUPS:
@@ -88,6 +89,11 @@ class Scheme:
     def levels(self) -> int:
         """Number of codes."""
         return 1 << self.bits
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits that a code takes in the file and in memory: those of the kernel that reads it."""
+        return 8 if self.bits == 8 else 4
 
     def group(self, channel: int) -> int:
         """Weights in a (full) group of a channel of ``channel`` weights."""

@@ -21,13 +21,15 @@ def stored_bytes(n: int, k: int, scheme: Scheme, scale_bytes: int = 4) -> int:
     """Bytes of ``n`` channels of ``k`` weights: codes padded to whole groups, scales, packed zero points."""
     groups = scheme.groups(k)
     padded = k if scheme.group_size == PER_CHANNEL else groups * scheme.group_size
-    zeros = 0 if scheme.symmetric else -(-groups * scheme.bits // 8)
-    return n * (-(-padded * scheme.bits // 8) + groups * scale_bytes + zeros)
+    # Zero points are left out where they are what the kernel takes without any.
+    implied = scheme.symmetric and scheme.bits == scheme.stored_bits
+    zeros = 0 if implied else -(-groups * scheme.stored_bits // 8)
+    return n * (-(-padded * scheme.stored_bits // 8) + groups * scale_bytes + zeros)
 
 
 def packs(weight: Weight, scheme: Scheme) -> bool:
     """Whether the codes of a weight are packed row by row: a row of an odd number of codes would end in mid-byte."""
-    return scheme.bits == 4 and weight.layout == "nk" and weight.channels[1] % 2 == 0
+    return scheme.stored_bits == 4 and weight.layout == "nk" and weight.channels[1] % 2 == 0
 
 
 def deferred(compute: Callable[[], Codes], weight: Weight, scheme: Scheme) -> Tensors:
@@ -35,7 +37,7 @@ def deferred(compute: Callable[[], Codes], weight: Weight, scheme: Scheme) -> Te
     shared = Shared(compute, readers=2 if scheme.symmetric else 3)
     place = _Place(weight, scheme)
     zeros = (
-        _middle(place.small, place.scale_shape)
+        _middle(place.small, place.scale_shape, scheme.levels // 2)
         if scheme.symmetric
         else lazy(lambda: place.zero_points(shared.get()), place.small, place.scale_shape)
     )
@@ -49,7 +51,9 @@ def deferred(compute: Callable[[], Codes], weight: Weight, scheme: Scheme) -> Te
 def ready(codes: Codes, weight: Weight, scheme: Scheme) -> Tensors:
     """Tensors of codes that are there; packed already where :func:`packs` says so."""
     place = _Place(weight, scheme)
-    zeros = _middle(place.small, place.scale_shape) if scheme.symmetric else place.zero_points(codes)
+    zeros = (
+        _middle(place.small, place.scale_shape, scheme.levels // 2) if scheme.symmetric else place.zero_points(codes)
+    )
     return place.codes(codes), place.scales(codes), zeros
 
 
@@ -61,7 +65,7 @@ class _Place:
         assert tensor is not None
         n, k = weight.channels
         self.dtype = tensor.dtype
-        self.small = onnx_ir.DataType.UINT4 if scheme.bits == 4 else onnx_ir.DataType.UINT8
+        self.small = onnx_ir.DataType.UINT4 if scheme.stored_bits == 4 else onnx_ir.DataType.UINT8
         self.shape = tuple(int(d) for d in tensor.shape.numpy())
         self._turned = weight.layout == "kn"
         self._packed = packs(weight, scheme)
@@ -96,9 +100,9 @@ def _small(array: Array, dtype: onnx_ir.DataType) -> onnx_ir.TensorProtocol:
     return onnx_ir.PackedTensor(packed.reshape(-1), dtype, shape=array.shape)
 
 
-def _middle(dtype: onnx_ir.DataType, shape: tuple[int, ...]) -> onnx_ir.TensorProtocol:
+def _middle(dtype: onnx_ir.DataType, shape: tuple[int, ...], middle: int) -> onnx_ir.TensorProtocol:
     """Zero points that are all the middle code, without memory of their own."""
     count = int(np.prod(shape))
     if dtype == onnx_ir.DataType.UINT8:
-        return onnx_ir.Tensor(np.broadcast_to(np.uint8(128), shape), dtype=dtype)
-    return onnx_ir.PackedTensor(np.broadcast_to(np.uint8(0x88), (-(-count // 2),)), dtype, shape=shape)
+        return onnx_ir.Tensor(np.broadcast_to(np.uint8(middle), shape), dtype=dtype)
+    return onnx_ir.PackedTensor(np.broadcast_to(np.uint8(middle * 0x11), (-(-count // 2),)), dtype, shape=shape)

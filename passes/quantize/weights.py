@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir
@@ -13,7 +13,8 @@ from ...ir.graph import Graph, module_path, tensor_of
 from ...ir.rewrite import Editor
 from .. import selectors
 from ..base import Context, Outcome, Pass, Stage
-from . import activations, rtn
+from ..precise import PRECISE
+from . import activations, refine, rtn
 from .calibrated import Calibrated
 from .scheme import PER_CHANNEL, Scheme, override, resolve
 from .targets import Weight, find
@@ -27,7 +28,7 @@ _OLDEST_OPSET = 21
 
 @dataclass(frozen=True)
 class Quantize(Pass):
-    """Round the weights of ``MatMul``, ``Gemm`` and embeddings to 4 or 8 bits (survey, section 3.3.1).
+    """Round the weights of ``MatMul``, ``Gemm`` and embeddings to 2 to 8 bits (survey, section 3.3.1).
 
     The graph gets ``DequantizeLinear`` nodes over the codes. Without calibration inputs nothing is computed until the
     model is written or run. An embedding shared with the language model's head stays one shared weight, rounded for the
@@ -36,7 +37,7 @@ class Quantize(Pass):
     Attributes:
         scheme: ``"w4a16"``, ``"w8a16"`` or ``"w8a8"``: bits of weights and activations, with the group size and
             symmetry that were measured best. In the last one inputs of products are quantized, too, token by token.
-        bits: 4 or 8 instead of the scheme's.
+        bits: 2, 3, 4 or 8 instead of the scheme's.
         group_size: weights that share a scale: 16, 32, 64, 128, 256; 0 or -1 for a whole channel.
         symmetric: whether the zero point is the middle of the range.
         include: selectors of what to quantize; everything if empty.
@@ -45,6 +46,8 @@ class Quantize(Pass):
             ``group_size``, ``symmetric``, or ``"float"``. A mapping from selectors to changes is taken, too.
         method: ``"rtn"`` rounds to nearest; ``"gptq"`` rounds for the calibration inputs (Frantar et al. 2022);
             ``"auto"`` takes the second if there are any.
+        rounds: after GPTQ, how often codes are taken once more given all others (Behdin et al. 2023) and scales fitted
+            to them; 0 leaves what GPTQ found.
 
     Raises:
         OptionError: a scheme or value that no kernel takes.
@@ -62,12 +65,15 @@ class Quantize(Pass):
     exclude: str | Sequence[str] = ()
     overrides: Mapping[str, Any] | Sequence[tuple[str, Any]] = ()
     method: str = "auto"
+    rounds: int = refine.ROUNDS
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise OptionError(
                 f"method={self.method!r} is no way to round", where="Quantize", fix=nearest(str(self.method), METHODS)
             )
+        if self.rounds < 0:
+            raise OptionError(f"rounds={self.rounds!r} is negative", where="Quantize", fix="use 0, 1, 2 …")
         base = self.resolved
         pairs = self.overrides.items() if isinstance(self.overrides, Mapping) else self.overrides
         # Frozen and hashable: mappings become tuples.
@@ -108,6 +114,8 @@ class Quantize(Pass):
             scheme: Scheme | None = None
             if reason is None:
                 scheme, reason = plan.scheme(weight)
+                if scheme is not None and scheme.bits < 8 and any(PRECISE in n.metadata_props for n in weight.products):
+                    scheme = replace(scheme, bits=8)
             if scheme is not None and scheme.activations and (reason := activations.obstacle(weight)) is not None:
                 scheme = None
             if scheme is not None:
@@ -127,7 +135,7 @@ class Quantize(Pass):
         edit = Editor(graph, RULE)
         order = {node: i for i, node in enumerate(graph.graph)}
         # Statistics are taken of the graph as it is, before the first weight is replaced.
-        calibrated = Calibrated(graph, [weight for weight, _ in chosen], context) if gptq else None
+        calibrated = Calibrated(graph, [weight for weight, _ in chosen], context, self.rounds) if gptq else None
         for done, (weight, scheme) in enumerate(chosen):
             figures: dict[str, Any] = {}
             if calibrated is None:
@@ -143,7 +151,10 @@ class Quantize(Pass):
             totals.add(weight, figures)
             outcome.count(RULE)
             shared = f", shared by {len(weight.users)} nodes" if len(weight.users) > 1 else ""
-            outcome.applied(_where(weight), f"{scheme}{shared}", **figures)
+            kernel = (
+                "" if scheme.bits == scheme.stored_bits else f", stored in {scheme.stored_bits}: no kernel takes fewer"
+            )
+            outcome.applied(_where(weight), f"{scheme}{shared}{kernel}", **figures)
         products = [node for weight, scheme in chosen if scheme.activations for node in weight.products]
         inputs = activations.quantize_inputs(edit, products, order)
         for nodes in inputs.values():

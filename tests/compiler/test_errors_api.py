@@ -304,7 +304,7 @@ def test_a_model_that_is_compiled_already(network: Callable, tmp_path: Path) -> 
         ("w4a61", "no pass or preset 'w4a61'", "did you mean 'w4a16'"),
         ("quantize(bit=8)", "no option 'bit'", "did you mean 'bits'"),
         ("quantize(bits=three)", "takes int | none, not 'three'", "type int"),
-        ("quantize(bits=3)", "bits=3", "bits=4 or bits=8"),
+        ("quantize(bits=5)", "bits=5", "use 2, 3, 4 or 8 bits"),
         ("w4a16(group_size=48)", "group_size=48 is taken by no kernel", "16, 32, 64, 128, 256"),
         ("quantize,canonicalize", "cannot run after", "this order works: canonicalize,recover,quantize"),
     ],

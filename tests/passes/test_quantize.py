@@ -207,7 +207,7 @@ def test_shared_weight_is_left_if_one_user_is_excluded() -> None:
     ("options", "error", "message"),
     [
         ({"scheme": "w4a61"}, OptionError, "did you mean 'w4a16'"),
-        ({"bits": 3}, OptionError, "use bits=4 or bits=8"),
+        ({"bits": 5}, OptionError, "use 2, 3, 4 or 8 bits"),
         ({"group_size": 48}, OptionError, "taken by no kernel"),
         ({"group_size": 8}, OptionError, "16, 32, 64, 128, 256"),
         ({"group_size": 512}, OptionError, "taken by no kernel"),

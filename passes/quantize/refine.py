@@ -1,0 +1,153 @@
+"""After GPTQ: every code once more given all others, and the scales that fit the codes best.
+
+GPTQ rounds each column once, and only columns after it make up for the error. Coordinate descent (QuantEase, Behdin et
+al. 2023, equation 10) goes over the columns again: with the error ``E = W - Q`` of the weights, the best value of
+column j for fixed others is ``q_j + (E H)_j / H_jj``, which is rounded. For fixed codes the error is a quadratic
+function of the scales of a row, whose minimum is the solution of one small linear system: with ``C_a`` the codes less
+the zero point in group a and zero elsewhere, ``sum over b of (C_a H C_bᵀ) s_b = C_a H wᵀ``. Neither step can raise
+``tr(E H Eᵀ)``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .gptq import DAMPING
+from .rtn import Array, Codes, as_float32, dequantize, rounded
+from .scheme import Scheme
+
+ROUNDS = 2
+"""Times that codes and scales are improved in turn."""
+_ROWS = 2048
+_BLOCK = 64
+
+
+def refine(
+    weights: Array,
+    start: Codes,
+    hessian: Array,
+    scheme: Scheme,
+    *,
+    damping: float = DAMPING,
+    rounds: int = ROUNDS,
+    precision: Any = np.float32,
+) -> Codes:
+    """Improve codes and scales of a matrix for the inputs that a Hessian stands for.
+
+    Args:
+        weights: ``[n, k]``, any float type.
+        start: unpacked codes to begin with.
+        hessian: ``[k, k]``, mean of ``xᵀx``.
+        scheme: bits, group size, symmetry; zero points stay what they are.
+        damping: share of the mean of the diagonal that is added to it, against trust in few tokens.
+        rounds: how often both steps are taken.
+        precision: element type that the scales will be stored in.
+
+    Returns:
+        Unpacked codes; the error on the damped Hessian is that of ``start`` or less.
+    """
+    weights = as_float32(weights)
+    n, k = weights.shape
+    h = np.array(hessian, np.float32)
+    at = np.arange(k)
+    mean = float(h[at, at].mean()) or 1.0
+    # A column that meets no input costs nothing: it is held where it is by the damping alone.
+    h[at, at] += max(damping, 1e-6) * mean
+    codes, scales = np.empty((n, k), np.uint8), np.empty_like(start.scales)
+    for begin in range(0, n, _ROWS):
+        rows = slice(begin, min(begin + _ROWS, n))
+        zeros = None if start.zero_points is None else start.zero_points[rows]
+        part = Codes(start.codes[rows], start.scales[rows], zeros)
+        for _ in range(rounds):
+            part = descend(weights[rows], part, h, scheme)
+            part = fit_scales(weights[rows], part, h, scheme, precision=precision)
+        codes[rows], scales[rows] = part.codes, part.scales
+    return Codes(codes, scales, start.zero_points)
+
+
+def descend(weights: Array, start: Codes, hessian: Array, scheme: Scheme) -> Codes:
+    """One sweep over the columns, each rounded to its best value given the others.
+
+    Args:
+        weights: float32 ``[n, k]``.
+        start: unpacked codes.
+        hessian: ``[k, k]`` with a positive diagonal.
+        scheme: bits, group size, symmetry.
+    """
+    k, group = weights.shape[1], scheme.group(weights.shape[1])
+    # Columns become rows, so that each is one stretch of memory.
+    step = np.ascontiguousarray(start.scales.T)
+    codes = np.ascontiguousarray(start.codes.T).astype(np.float32)
+    error = weights.T - dequantize(start, scheme, k).T
+    pull = hessian @ error
+    diagonal = hessian.diagonal()
+    for begin in range(0, k, _BLOCK):
+        end = min(begin + _BLOCK, k)
+        moved = np.zeros((end - begin, len(weights)), np.float32)
+        for j in range(begin, end):
+            wanted = pull[j]
+            if j > begin:
+                wanted = wanted - hessian[j, begin:j] @ moved[: j - begin]
+            s = step[j // group]
+            code = np.rint(codes[j] + wanted / (diagonal[j] * s))
+            np.clip(code, 0, scheme.levels - 1, out=code)
+            np.multiply(code - codes[j], s, out=moved[j - begin])
+            codes[j] = code
+        pull -= hessian[:, begin:end] @ moved
+    return Codes(np.ascontiguousarray(codes.T).astype(np.uint8), start.scales, start.zero_points)
+
+
+def fit_scales(weights: Array, start: Codes, hessian: Array, scheme: Scheme, *, precision: Any = np.float32) -> Codes:
+    """The scales of least error for the codes that are there; rows that would lose by their rounding stay.
+
+    Args:
+        weights: float32 ``[n, k]``.
+        start: unpacked codes.
+        hessian: ``[k, k]``.
+        scheme: bits, group size, symmetry.
+        precision: element type that the scales will be stored in.
+    """
+    n, k = weights.shape
+    group, groups = scheme.group(k), scheme.groups(k)
+    steps = start.codes.astype(np.float32) - np.repeat(_zeros(start, scheme).T, group, axis=1)[:, :k]
+    target = weights @ hessian
+    matrix = np.empty((n, groups, groups), np.float64)
+    right = np.empty((n, groups), np.float64)
+    for a in range(groups):
+        mine = slice(a * group, min((a + 1) * group, k))
+        along = steps[:, mine] @ hessian[mine]
+        right[:, a] = np.einsum("nk,nk->n", steps[:, mine], target[:, mine])
+        for b in range(groups):
+            other = slice(b * group, min((b + 1) * group, k))
+            matrix[:, a, b] = np.einsum("nk,nk->n", along[:, other], steps[:, other])
+    # A group whose codes are all zero has no say; the others hardly feel the little that keeps the system regular.
+    at = np.arange(groups)
+    diagonal = matrix[:, at, at]
+    empty = diagonal <= 0
+    ridge = 1e-6 * diagonal.mean(axis=1, keepdims=True) + 1e-30
+    matrix[:, at, at] += np.where(empty, 1, ridge)
+    right += np.where(empty, 1, ridge) * start.scales
+    try:
+        solved = np.linalg.solve(matrix, right[..., None])[..., 0]
+    except np.linalg.LinAlgError:
+        return start
+    scales = np.where(empty | ~np.isfinite(solved) | (solved * start.scales <= 0), start.scales, solved)
+    fitted = Codes(start.codes, rounded(scales.astype(np.float32), precision), start.zero_points)
+    before, after = (_row_errors(weights, one, hessian, scheme) for one in (start, fitted))
+    better = (after < before)[:, None]
+    return Codes(start.codes, np.where(better, fitted.scales, start.scales), start.zero_points)
+
+
+def _zeros(codes: Codes, scheme: Scheme) -> Array:
+    """Zero points, float32 ``[groups, n]``."""
+    if codes.zero_points is None:
+        return np.full(codes.scales.T.shape, scheme.levels // 2, np.float32)
+    return np.ascontiguousarray(codes.zero_points.T).astype(np.float32)
+
+
+def _row_errors(weights: Array, codes: Codes, hessian: Array, scheme: Scheme) -> Array:
+    error = weights - dequantize(codes, scheme, weights.shape[1])
+    found: Array = np.einsum("nk,nk->n", error @ hessian, error, dtype=np.float64)
+    return found
