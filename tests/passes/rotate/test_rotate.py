@@ -112,16 +112,21 @@ def test_outliers_are_gone_and_four_bits_lose_less(parse: Callable[..., onnx_ir.
     assert errors["rotated"] < errors["plain"] / 1.5
 
 
+_ADD = "z = Add(x, d)"
+_SHARED = "e = MatMul(d, square)\n    f = MatMul(x, square)\n    h = Add(e, f)\n    z = Add(x, h)"
+_GATED = "q = Gather(table2, ids)\n    k = ReduceMax(table2)\n    e = Add(d, q)\n    l = Mul(e, k)\n    z = Add(x, l)"
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (("y = MatMul(c, w3)", "s = Sigmoid(c)\n    y = MatMul(s, w3)"), "Sigmoid reads a normalized value"),
-        (("z = Add(x, d)", "s = Sigmoid(x)\n    z = Add(s, d)"), "Sigmoid"),
+        ((_ADD, "s = Sigmoid(x)\n    z = Add(s, d)"), "Sigmoid"),
         (("c = RMSNormalization(b, g2)", "c = LayerNormalization(b, zeros, g2)"), "is zero"),
-        (("z = Add(x, d)", "e = MatMul(d, square)\n    f = MatMul(x, square)\n    h = Add(e, f)\n    z = Add(x, h)"), "shared"),
-        (("z = Add(x, d)", "q = Gather(table2, ids)\n    k = ReduceMax(table2)\n    e = Add(d, q)\n    l = Mul(e, k)\n    z = Add(x, l)"), "Mul makes it"),
+        ((_ADD, _SHARED), "shared"),
+        ((_ADD, _GATED), "Mul makes it"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_rotated_says_why(
     change: tuple[str, str], reason: str, parse: Callable[..., onnx_ir.Model], outputs: Outputs
 ) -> None:
