@@ -27,7 +27,7 @@ class Rotate(Pass):
 
     The stream is found by data flow: embeddings and products write it, additions join it, normalizations and products
     read it. What writes is rotated, what reads rotates back, and the weights of normalizations move into the products
-    behind them; outputs stay what they are. A rotated matrix has no outliers, so a scale for a group of its weights fits
+    behind them; outputs stay what they are. A rotated matrix has no outliers, so the scale of a group of weights fits
     all of them: do this before rounding weights to few bits. A language model whose head shares the table of its
     embedding gets one small product before the head, in which the last normalization's weight is applied: it stays in
     8 bits whatever the scheme.
