@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .smooth.equalize import EqualizeLog as EqualizeLog
     from .smooth.salient import ScaleSalientChannels as ScaleSalientChannels
     from .smooth.smoothquant import SmoothQuant as SmoothQuant
+    from .smooth.suppress import SuppressOutliers as SuppressOutliers
 
 _HOME = {
     "Canonicalize": ".canonicalize.canonicalize",
@@ -30,6 +31,7 @@ _HOME = {
     "ScaleSalientChannels": ".smooth.salient",
     "SmoothQuant": ".smooth.smoothquant",
     "Stage": ".base",
+    "SuppressOutliers": ".smooth.suppress",
 }
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "ScaleSalientChannels",
     "SmoothQuant",
     "Stage",
+    "SuppressOutliers",
 ]
 
 

@@ -28,6 +28,7 @@ PASSES: dict[str, Entry] = {
     "rotate": Entry(".rotate.rotate", "Rotate"),
     "smoothquant": Entry(".smooth.smoothquant", "SmoothQuant"),
     "equalize_log": Entry(".smooth.equalize", "EqualizeLog"),
+    "suppress_outliers": Entry(".smooth.suppress", "SuppressOutliers"),
     "scale_salient_channels": Entry(".smooth.salient", "ScaleSalientChannels"),
     "quantize": Entry(".quantize.weights", "Quantize"),
 }

@@ -3,5 +3,6 @@
 from .equalize import EqualizeLog
 from .salient import ScaleSalientChannels
 from .smoothquant import SmoothQuant
+from .suppress import SuppressOutliers
 
-__all__ = ["EqualizeLog", "ScaleSalientChannels", "SmoothQuant"]
+__all__ = ["EqualizeLog", "ScaleSalientChannels", "SmoothQuant", "SuppressOutliers"]

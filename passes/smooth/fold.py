@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir
 
@@ -43,23 +45,35 @@ def _replace_matrix(edit: Editor, matrix: Matrix, factors: Array, axis: int) -> 
 
 def _replace(edit: Editor, reader: onnx_ir.Node, index: int, factors: Array, axis: int) -> None:
     """Let ``reader`` read its constant input times ``factors`` along ``axis``."""
+    tensor = tensor_of(reader.inputs[index])
+    assert tensor is not None
+    if np.all(factors == 1):
+        return
+    wide = [1] * len(tensor.shape)
+    wide[axis] = len(factors)
+    column = factors.astype(np.float32).reshape(wide)
+    replace_constant(edit, reader, index, lambda array: array * column)
+
+
+def replace_constant(edit: Editor, reader: onnx_ir.Node, index: int, change: Callable[[Array], Array]) -> None:
+    """Let ``reader`` read its constant input changed, computed in float32 when it is read.
+
+    Args:
+        edit: edits the graph of ``reader``.
+        reader: whose input is constant.
+        index: which input.
+        change: from the float32 array to one of the same shape.
+    """
     old = reader.inputs[index]
     tensor = tensor_of(old)
     assert old is not None and tensor is not None
-    if np.all(factors == 1):
-        return
-    shape = tensor.shape.numpy()
-    wide = [1] * len(shape)
-    wide[axis] = len(factors)
-    column = factors.astype(np.float32).reshape(wide)
 
     def compute() -> Array:
         array = tensor.numpy()
-        product: Array = (array.astype(np.float32) * column).astype(array.dtype)
-        return product
+        return np.asarray(change(array.astype(np.float32)).astype(array.dtype))
 
     name = (old.name or "weight").partition(SUFFIX)[0] + SUFFIX
-    new = edit.initializer(lazy(compute, tensor.dtype, shape, name), name)
+    new = edit.initializer(lazy(compute, tensor.dtype, tensor.shape.numpy(), name), name)
     reader.replace_input_with(index, new)
     if old.is_initializer():
         edit.drop_initializer(old)

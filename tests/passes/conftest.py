@@ -15,7 +15,7 @@ from burnish.frontends.torch_module import import_module
 from burnish.ir.infer import infer_graph
 from burnish.passes import Canonicalize, Recover
 from burnish.passes.base import Context
-from burnish.passes.statistics import Magnitudes, Observer
+from burnish.passes.statistics import Hessian, Magnitudes, MinMax, Observer
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 Array = np.ndarray[Any, Any]
@@ -46,6 +46,13 @@ def _magnitudes(x: Array) -> Array:
     return np.stack([np.abs(x).max(axis=0), np.abs(x).mean(axis=0), np.square(x).mean(axis=0)])
 
 
+_OBSERVERS: Mapping[type[Observer], Callable[[Array], Array]] = {
+    Magnitudes: _magnitudes,
+    MinMax: lambda x: np.stack([x.min(axis=0), x.max(axis=0)]),
+    Hessian: lambda x: x.T @ x / len(x),
+}
+
+
 @pytest.fixture(scope="session")
 def calibrated() -> Callable[[onnx_ir.Model, Feeds], Context]:
     """A context whose statistics are those of one batch."""
@@ -60,8 +67,8 @@ def calibrated() -> Callable[[onnx_ir.Model, Feeds], Context]:
                 assert dtype is not None
                 proto.graph.output.append(onnx.helper.make_tensor_value_info(value.name, dtype.value, None))
             found = _session(proto).run(names, dict(feeds))
-            assert observer == Magnitudes()
-            return {name: _magnitudes(x.reshape(-1, x.shape[-1])) for name, x in zip(names, found, strict=True)}
+            compute = _OBSERVERS[type(observer)]
+            return {name: compute(x.reshape(-1, x.shape[-1])) for name, x in zip(names, found, strict=True)}
 
         return Context(observe=observe)
 
