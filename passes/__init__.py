@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .base import Pass as Pass
     from .base import Stage as Stage
     from .canonicalize.canonicalize import Canonicalize as Canonicalize
+    from .quantize.compensate import CompensateLowRank as CompensateLowRank
     from .quantize.weights import Quantize as Quantize
     from .recover.recover import Recover as Recover
     from .rotate.rotate import Rotate as Rotate
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Canonicalize": ".canonicalize.canonicalize",
+    "CompensateLowRank": ".quantize.compensate",
     "Context": ".base",
     "EqualizeLog": ".smooth.equalize",
     "Outcome": ".base",
@@ -36,6 +38,7 @@ _HOME = {
 
 __all__ = [
     "Canonicalize",
+    "CompensateLowRank",
     "Context",
     "EqualizeLog",
     "Outcome",

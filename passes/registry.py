@@ -31,6 +31,7 @@ PASSES: dict[str, Entry] = {
     "suppress_outliers": Entry(".smooth.suppress", "SuppressOutliers"),
     "scale_salient_channels": Entry(".smooth.salient", "ScaleSalientChannels"),
     "quantize": Entry(".quantize.weights", "Quantize"),
+    "compensate_low_rank": Entry(".quantize.compensate", "CompensateLowRank"),
 }
 """Every pass by the name it has in a specification, in the order they run."""
 

@@ -52,9 +52,15 @@ class Recipe:
 _TABLE = "overrides={'lm_head':'w8a16'}"
 _W3 = "bits=3,group_size=128,overrides={'lm_head':'float'}"
 
+_FINER = "{" + ",".join(f"'*.{name}':{{'group_size':32}}" for name in ("k_proj", "v_proj", "o_proj")) + "}"
+
 RECIPES: dict[str, Recipe] = {
     FLOAT: Recipe("default", data=False),
     "g64 RTN": Recipe("quantize", data=False),
+    "g64 clip search": Recipe("quantize(method=clip)"),
+    "g64 AWQ + clip search": Recipe("scale_salient_channels,quantize(method=clip)"),
+    "g64 RTN + LoRC, rank 8": Recipe("quantize(method=rtn),compensate_low_rank(exclude=lm_head)"),
+    "g64 OWQ, 4 columns": Recipe("quantize(keep_columns=4)"),
     "g64 AWQ + RTN": Recipe("scale_salient_channels,quantize(method=rtn)"),
     "g64 rotation + RTN": Recipe("rotate,quantize", data=False),
     "g64 GPTQ": Recipe("quantize(rounds=0)"),
@@ -62,6 +68,8 @@ RECIPES: dict[str, Recipe] = {
     "g64 AWQ + GPTQ, refined": Recipe("scale_salient_channels,quantize"),
     "g64 rotation + GPTQ": Recipe("rotate,quantize(rounds=0)"),
     "g64 rotation + GPTQ, refined": Recipe("rotate,quantize", limit=1.15),
+    "g64 rotation + GPTQ, refined + LoRC, rank 8": Recipe("rotate,quantize,compensate_low_rank(exclude=lm_head)"),
+    "mix: g64 symmetric, k, v and o in g32": Recipe(f"rotate,quantize(symmetric=true,overrides={_FINER})", limit=1.08),
     "g32 RTN": Recipe("quantize(group_size=32)", data=False),
     "g32 GPTQ, refined": Recipe("quantize(group_size=32)"),
     "g32 rotation + GPTQ, refined": Recipe("rotate,quantize(group_size=32)", limit=1.10),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,28 @@ from ...ir.errors import CalibrationError, ModelError
 from ...ir.graph import Graph, tensor_of
 from ..base import Context
 from ..statistics import Hessian
-from . import gptq, refine, rtn
+from . import columns, gptq, ranges, refine, rtn
 from .rtn import Array, Codes
 from .scheme import Scheme
 from .targets import Weight
 from .tensors import packs
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A weight after rounding.
+
+    Attributes:
+        codes: packed as :func:`~.tensors.packs` says.
+        figures: for the report.
+        columns: input channels that stay in floating point beside the codes, int64, or None.
+        kept: their weights ``[n, count]``, to be added to what the codes stand for, or None.
+    """
+
+    codes: Codes
+    figures: dict[str, Any]
+    columns: Array | None
+    kept: Array | None
 
 
 class Calibrated:
@@ -26,19 +44,27 @@ class Calibrated:
         graph: as it is before any of the weights is replaced.
         weights: those to round.
         context: gives the statistics.
+        method: ``"gptq"``, or ``"clip"`` for rounding to nearest in ranges that were searched for.
         rounds: how often codes and scales are improved after GPTQ, see :func:`~.refine.refine`.
 
     Raises:
         CalibrationError: there are no calibration inputs, or they give no finite statistics.
     """
 
-    def __init__(self, graph: Graph, weights: Sequence[Weight], context: Context, rounds: int = refine.ROUNDS) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Sequence[Weight],
+        context: Context,
+        method: str = "gptq",
+        rounds: int = refine.ROUNDS,
+    ) -> None:
         values = {value.name: value for weight in weights if self.obstacle(weight) is None for value in _inputs(weight)}
         # Asked even for nothing, where data were asked for by name and there are none.
         asked = bool(values) or not context.has_calibration
         self._hessians = context.statistics(list(values.values()), Hessian()) if asked else {}
+        self._method, self._rounds = method, rounds
         # Products of the same input follow each other.
-        self._rounds = rounds
         self._last: tuple[tuple[str, ...], Array, gptq.Feedback] | None = None
 
     @staticmethod
@@ -54,11 +80,16 @@ class Calibrated:
                 return "the size of its product's input is not known"
         return None
 
-    def codes(self, weight: Weight, scheme: Scheme) -> tuple[Codes, dict[str, Any]]:
+    def codes(self, weight: Weight, scheme: Scheme, keep: int = 0) -> Rounded:
         """Codes of a weight, packed as :func:`~.tensors.packs` says, and figures for the report.
 
         The figures are the relative squared error of the outputs on the calibration inputs (``output_error``), the same
         for rounding to nearest (``output_error_rtn``) and, where it had to be raised, the ``damping``.
+
+        Args:
+            weight: one without obstacle.
+            scheme: bits, group size, symmetry.
+            keep: number of its input channels to leave in floating point.
 
         Raises:
             CalibrationError: the statistics of an input are no Hessian.
@@ -69,25 +100,43 @@ class Calibrated:
         hessian, feedback = self._feedback(weight)
         array = tensor.numpy()
         matrix = rtn.as_float32(array.T if weight.layout == "kn" else array)
-        precision = tensor.dtype.numpy()
+        k, precision = matrix.shape[1], tensor.dtype.numpy()
+        which: Array | None = None
         try:
-            codes = gptq.quantize(matrix, feedback, scheme, precision=precision)
-            if self._rounds:
-                codes = refine.refine(matrix, codes, hessian, scheme, rounds=self._rounds, precision=precision)
             nearest = rtn.quantize(matrix, scheme, precision=precision)
+            difference = rtn.dequantize(nearest, scheme, k) - matrix
+            power, plain = gptq.output_error(matrix, hessian), gptq.output_error(difference, hessian)
+            rounded, effective = matrix, hessian
+            if keep:
+                which = columns.most_sensitive(difference, hessian, min(keep, k))
+                rounded, effective = matrix.copy(), columns.without(hessian, which)
+                rounded[:, which] = 0
+                feedback = self._decompose(weight, effective)
+            codes = self._round(rounded, effective, feedback, scheme, precision)
         except FloatingPointError as error:
             where = f"weight {weight.value.name!r}"
             raise ModelError(f"{error}", where=where, fix="exclude it, or repair the model") from error
-        figures: dict[str, Any] = {"method": "gptq"}
-        power = gptq.output_error(matrix, hessian)
-        for name, one in (("output_error", codes), ("output_error_rtn", nearest)):
-            lost = gptq.output_error(rtn.dequantize(one, scheme, matrix.shape[1]) - matrix, hessian)
+        left = matrix - rtn.dequantize(codes, scheme, k)
+        kept: Array | None = None
+        if which is not None:
+            kept = columns.kept(left, hessian, which).astype(precision)
+            left[:, which] -= kept.astype(np.float32)
+        figures: dict[str, Any] = {"method": self._method}
+        for name, lost in (("output_error", gptq.output_error(left, hessian)), ("output_error_rtn", plain)):
             figures[name] = float(f"{lost / power:.3g}") if power > 0 else 0.0
         if feedback.damping != gptq.DAMPING:
             figures["damping"] = feedback.damping
         if packs(weight, scheme):
             codes = Codes(rtn.pack(codes.codes), codes.scales, codes.zero_points)
-        return codes, figures
+        return Rounded(codes, figures, which, kept)
+
+    def _round(self, matrix: Array, hessian: Array, feedback: gptq.Feedback, scheme: Scheme, precision: Any) -> Codes:
+        if self._method == "clip":
+            return ranges.quantize(matrix, hessian.diagonal(), scheme, precision=precision)
+        codes = gptq.quantize(matrix, feedback, scheme, precision=precision)
+        if self._rounds:
+            codes = refine.refine(matrix, codes, hessian, scheme, rounds=self._rounds, precision=precision)
+        return codes
 
     def _feedback(self, weight: Weight) -> tuple[Array, gptq.Feedback]:
         names = tuple(value.name or "" for value in _inputs(weight))
@@ -95,14 +144,18 @@ class Calibrated:
             hessian = np.array(self._hessians[names[0]])
             for name in names[1:]:
                 hessian += self._hessians[name]
-            try:
-                feedback = gptq.decompose(hessian)
-            except FloatingPointError as error:
-                raise CalibrationError(
-                    str(error), where=f"input {names[0]!r}", fix="look for unusual numbers in the calibration inputs"
-                ) from error
+            feedback = self._decompose(weight, hessian)
             self._last = (names, hessian, feedback)
         return self._last[1], self._last[2]
+
+    @staticmethod
+    def _decompose(weight: Weight, hessian: Array) -> gptq.Feedback:
+        try:
+            return gptq.decompose(hessian)
+        except FloatingPointError as error:
+            name = _inputs(weight)[0].name
+            fix = "look for unusual numbers in the calibration inputs"
+            raise CalibrationError(str(error), where=f"input {name!r}", fix=fix) from error
 
 
 def _inputs(weight: Weight) -> list[onnx_ir.Value]:

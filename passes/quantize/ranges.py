@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .rtn import Array, as_float32, rounded
+from .rtn import Array, Codes, as_float32, rounded
 from .scheme import Scheme
 
 NARROWEST = 0.6
@@ -65,6 +65,27 @@ def search(
     if not np.isfinite(scales).all():
         raise FloatingPointError("a weight is infinite or not a number")
     return scales, zeros
+
+
+def quantize(weights: Array, importance: Array, scheme: Scheme, *, precision: Any = np.float32) -> Codes:
+    """Round to nearest in the ranges that :func:`search` finds: AWQ's clipping (Lin et al. 2024, section 3.3).
+
+    Args:
+        weights: ``[n, k]``, any float type.
+        importance: ``[k]``, the mean square of each input channel.
+        scheme: bits, group size, symmetry.
+        precision: element type that the scales will be stored in.
+
+    Returns:
+        Unpacked codes.
+    """
+    weights = as_float32(weights)
+    k = weights.shape[1]
+    scales, zeros = search(weights, importance, scheme, precision=precision)
+    group = scheme.group(k)
+    zero = np.float32(scheme.levels // 2) if zeros is None else np.repeat(zeros, group, axis=1)[:, :k]
+    codes = np.rint(weights * (1 / np.repeat(scales, group, axis=1)[:, :k])) + zero
+    return Codes(np.clip(codes, 0, scheme.levels - 1).astype(np.uint8), scales, zeros)
 
 
 def _best(part: Array, cost: Array, scheme: Scheme, precision: Any) -> tuple[Array, Array]:

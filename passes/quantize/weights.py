@@ -14,14 +14,14 @@ from ...ir.rewrite import Editor
 from .. import selectors
 from ..base import Context, Outcome, Pass, Stage
 from ..precise import PRECISE
-from . import activations, refine, rtn
-from .calibrated import Calibrated
+from . import activations, beside, refine, rtn
+from .calibrated import Calibrated, Rounded
 from .scheme import PER_CHANNEL, Scheme, override, resolve
 from .targets import Weight, find
 from .tensors import Tensors, deferred, packs, ready, stored_bytes
 
 RULE = "quantize weights"
-METHODS = ("auto", "gptq", "rtn")
+METHODS = ("auto", "gptq", "clip", "rtn")
 _OLDEST_OPSET = 21
 """The first opset whose DequantizeLinear takes groups and 4-bit codes."""
 
@@ -45,13 +45,16 @@ class Quantize(Pass):
         overrides: (selector, change) pairs, first match wins; a change is a scheme name, a mapping of ``bits``,
             ``group_size``, ``symmetric``, or ``"float"``. A mapping from selectors to changes is taken, too.
         method: ``"rtn"`` rounds to nearest; ``"gptq"`` rounds for the calibration inputs (Frantar et al. 2022);
-            ``"auto"`` takes the second if there are any.
+            ``"clip"`` rounds to nearest in ranges searched for the inputs (Lin et al. 2024); ``"auto"`` takes
+            ``"gptq"`` if there are any.
         rounds: after GPTQ, how often codes are taken once more given all others (Behdin et al. 2023) and scales fitted
             to them; 0 leaves what GPTQ found.
+        keep_columns: so many input channels of each product, those that rounding hurts most, stay in floating point in
+            a thin product beside it (OWQ, Lee et al. 2024); calibration inputs are needed.
 
     Raises:
         OptionError: a scheme or value that no kernel takes.
-        CalibrationError: (when run) ``method="gptq"`` without calibration inputs.
+        CalibrationError: (when run) ``method="gptq"``, ``"clip"`` or ``keep_columns`` without calibration inputs.
         SelectorError: a malformed selector, or (when run) one that matches nothing.
     """
 
@@ -66,14 +69,20 @@ class Quantize(Pass):
     overrides: Mapping[str, Any] | Sequence[tuple[str, Any]] = ()
     method: str = "auto"
     rounds: int = refine.ROUNDS
+    keep_columns: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise OptionError(
                 f"method={self.method!r} is no way to round", where="Quantize", fix=nearest(str(self.method), METHODS)
             )
-        if self.rounds < 0:
-            raise OptionError(f"rounds={self.rounds!r} is negative", where="Quantize", fix="use 0, 1, 2 …")
+        for name, number in (("rounds", self.rounds), ("keep_columns", self.keep_columns)):
+            if number < 0:
+                raise OptionError(f"{name}={number!r} is negative", where="Quantize", fix="use 0, 1, 2 …")
+        if self.keep_columns and self.method == "rtn":
+            raise OptionError(
+                "keep_columns needs calibration inputs, method='rtn' takes none", where="Quantize", fix="leave one out"
+            )
         base = self.resolved
         pairs = self.overrides.items() if isinstance(self.overrides, Mapping) else self.overrides
         # Frozen and hashable: mappings become tuples.
@@ -131,23 +140,32 @@ class Quantize(Pass):
                 where=_where(chosen[0][0]),
                 fix="convert the file to a newer opset first (onnx.version_converter)",
             )
-        gptq = self.method == "gptq" or (self.method == "auto" and context.has_calibration)
+        asked = self.method in ("gptq", "clip") or self.keep_columns > 0
+        data = asked or (self.method == "auto" and context.has_calibration)
+        method = "clip" if self.method == "clip" else "gptq"
         edit = Editor(graph, RULE)
         order = {node: i for i, node in enumerate(graph.graph)}
         # Statistics are taken of the graph as it is, before the first weight is replaced.
-        calibrated = Calibrated(graph, [weight for weight, _ in chosen], context, self.rounds) if gptq else None
+        rounder = Calibrated(graph, [weight for weight, _ in chosen], context, method, self.rounds) if data else None
         for done, (weight, scheme) in enumerate(chosen):
-            figures: dict[str, Any] = {}
-            if calibrated is None:
+            rounded: Rounded | None = None
+            if rounder is None:
                 tensors = _nearest(weight, scheme)
-            elif (obstacle := calibrated.obstacle(weight)) is not None:
+            elif (obstacle := rounder.obstacle(weight)) is not None:
                 outcome.missed(_where(weight), f"rounded to nearest: {obstacle}", weight=weight.value.name)
                 tensors = _nearest(weight, scheme)
             else:
-                context.progress(done, len(chosen), f"gptq {weight.value.name}")
-                codes, figures = calibrated.codes(weight, scheme)
-                tensors = ready(codes, weight, scheme)
-            figures = _rewrite(edit, weight, scheme, tensors, order) | figures
+                context.progress(done, len(chosen), f"{method} {weight.value.name}")
+                keep = 0
+                if self.keep_columns and (why := _not_kept(weight, scheme)) is not None:
+                    outcome.missed(_where(weight), f"no columns are kept: {why}", weight=weight.value.name)
+                else:
+                    keep = self.keep_columns
+                rounded = rounder.codes(weight, scheme, keep)
+                tensors = ready(rounded.codes, weight, scheme)
+            figures = _rewrite(edit, weight, scheme, tensors, order)
+            if rounded is not None:
+                figures |= rounded.figures | _keep(edit, weight, rounded, figures)
             totals.add(weight, figures)
             outcome.count(RULE)
             shared = f", shared by {len(weight.users)} nodes" if len(weight.users) > 1 else ""
@@ -251,6 +269,31 @@ def _nearest(weight: Weight, scheme: Scheme) -> Tensors:
     return deferred(compute, weight, scheme)
 
 
+def _not_kept(weight: Weight, scheme: Scheme) -> str | None:
+    """Why no columns of a weight can stay in floating point beside its codes, or None."""
+    if weight.tables:
+        return "an embedding reads the weight, too"
+    if scheme.activations is not None:
+        return "its input is quantized"
+    if any(PRECISE in node.metadata_props for node in weight.products):
+        return "it has 8 bits already"
+    return None
+
+
+def _keep(edit: Editor, weight: Weight, rounded: Rounded, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the kept columns beside every product by a weight; figures for the report."""
+    if rounded.columns is None or rounded.kept is None:
+        return {}
+    for node in weight.products:
+        beside.columns(edit, node, rounded.columns, rounded.kept)
+    size = figures["bytes"] + rounded.kept.nbytes
+    return {
+        "kept_columns": len(rounded.columns),
+        "bytes": size,
+        "bits_per_weight": round(size * 8 / figures["weights"], 4),
+    }
+
+
 def _rewrite(
     edit: Editor, weight: Weight, scheme: Scheme, tensors: Tensors, order: Mapping[onnx_ir.Node, int]
 ) -> dict[str, Any]:
@@ -279,6 +322,9 @@ def _rewrite(
         shape=tensor.shape.numpy(),
         hint=f"{name}.dequantize",
     )
+    made = new.producer()
+    assert made is not None
+    made.meta[beside.ORIGINAL] = (tensor, weight.layout)
     for node, index in weight.readers:
         node.replace_input_with(index, new)
     if weight.value.is_initializer():

@@ -1,0 +1,64 @@
+"""Small float products beside a quantized one, whose results are added to its result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir
+
+from ...ir.graph import attribute, is_op
+from ...ir.rewrite import Editor
+from .rtn import Array
+
+ORIGINAL = "burnish.original"
+"""Key of ``Node.meta`` of a ``DequantizeLinear``: the :class:`~.targets.Weight`'s tensor and layout before rounding."""
+
+
+def add(edit: Editor, node: onnx_ir.Node, make: Callable[[onnx_ir.Value], onnx_ir.Value]) -> None:
+    """Add ``make(x)`` to what a ``MatMul`` or ``Gemm`` makes of x.
+
+    Args:
+        edit: of the main graph.
+        node: the product.
+        make: inserts the operators and returns their result, of the shape of the product's.
+    """
+    x, out = node.inputs[0], node.outputs[0]
+    assert x is not None
+    nodes = list(edit.graph.graph)
+    at = nodes.index(node) + 1
+    edit.at(nodes[at] if at < len(nodes) else None, [node])
+    more = make(x)
+    if is_op(node, "Gemm") and (alpha := float(attribute(node, "alpha", 1.0))) != 1.0:
+        factor = edit.initializer(np.asarray(alpha, (x.dtype or onnx_ir.DataType.FLOAT).numpy()), "factor")
+        more = edit.op("Mul", [more, factor])
+    total = edit.op("Add", [out, more], dtype=out.dtype, shape=out.shape, hint=f"{node.name or 'product'}.total")
+    edit.replace(out, total)
+
+
+def columns(edit: Editor, node: onnx_ir.Node, which: Array, weights: Array) -> None:
+    """Multiply some input channels by float weights.
+
+    Args:
+        edit: of the main graph.
+        node: the product.
+        which: int64 ``[count]``.
+        weights: ``[n, count]``, of the type of the product's input.
+    """
+
+    def make(x: onnx_ir.Value) -> onnx_ir.Value:
+        some = edit.op("Gather", [x, edit.ints([int(c) for c in which], "columns")], {"axis": -1})
+        return edit.op("MatMul", [some, edit.initializer(weights.T.copy(), f"{node.name or 'product'}.columns")])
+
+    add(edit, node, make)
+
+
+def low_rank(edit: Editor, node: onnx_ir.Node, first: Array, second: Array) -> None:
+    """Multiply by ``first`` [k, rank] and ``second`` [rank, n]."""
+
+    def make(x: onnx_ir.Value) -> onnx_ir.Value:
+        name = node.name or "product"
+        narrow = edit.op("MatMul", [x, edit.initializer(first, f"{name}.first")])
+        return edit.op("MatMul", [narrow, edit.initializer(second, f"{name}.second")])
+
+    add(edit, node, make)
