@@ -13,6 +13,7 @@ from ...ir.graph import Graph, is_op, module_path, tensor_of
 from ...ir.rewrite import Editor
 from .. import selectors
 from ..base import Context, Outcome, Pass, Stage
+from ..precise import PRECISE
 from ..statistics import Hessian
 from . import beside, gptq, lowrank, rtn
 from .rtn import Array
@@ -59,6 +60,8 @@ class CompensateLowRank(Pass):
         chosen = []
         for node, source in places:
             if (include and selectors.first(include, node) is None) or selectors.first(exclude, node) is not None:
+                continue
+            if PRECISE in node.metadata_props:
                 continue
             if beside.ORIGINAL not in source.meta:
                 outcome.missed(module_path(node), "what its weight was before rounding is not known")

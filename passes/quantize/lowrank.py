@@ -23,7 +23,7 @@ def factors(error: Array, hessian: Array | None, rank: int) -> tuple[Array, Arra
     """
     k = error.shape[1]
     if hessian is None:
-        root = np.eye(k)
+        root: Array = np.eye(k)
     else:
         h = np.asarray(hessian, np.float64)
         root = np.linalg.cholesky(h + _RIDGE * (float(h.diagonal().mean()) or 1.0) * np.eye(k))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import onnx_ir
 
@@ -48,11 +50,16 @@ def shift(edit: Editor, group: Group, middles: Array) -> int:
         bias = consumer.matrix.read() @ z
         if (place := _bias(consumer.node, len(bias))) is not None:
             reader, index = place
-            replace_constant(edit, reader, index, lambda old, bias=bias: old + bias.reshape(old.shape))
+            replace_constant(edit, reader, index, functools.partial(_plus, bias))
             continue
         added += _add(edit, consumer.node, bias)
-    replace_constant(edit, group.node, 2, lambda old: old - z.reshape(old.shape))
+    replace_constant(edit, group.node, 2, functools.partial(_plus, -z))
     return added
+
+
+def _plus(vector: Array, constant: Array) -> Array:
+    total: Array = constant + vector.reshape(constant.shape)
+    return total
 
 
 def _bias(node: onnx_ir.Node, size: int) -> tuple[onnx_ir.Node, int] | None:
