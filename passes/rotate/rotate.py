@@ -34,6 +34,9 @@ class Rotate(Pass):
 
     Attributes:
         seed: of the random matrix.
+        only_calibrated: do nothing without calibration inputs. Rounding to nearest is not helped by a rotation
+            everywhere: weights that were rounded once before lie on a grid, which it destroys (SmolLM2 out of a 4-bit
+            file: 2.05 times the perplexity of float32 instead of 1.56).
 
     Raises:
         OptionError: the seed is negative.
@@ -41,6 +44,7 @@ class Rotate(Pass):
 
     stage = Stage.SMOOTH
     seed: int = 0
+    only_calibrated: bool = False
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -49,6 +53,9 @@ class Rotate(Pass):
     def run(self, graph: Graph, context: Context) -> Outcome:
         """Rotate every stream that can be; say of each other one what stands in the way."""
         outcome, edit = Outcome(), Editor(graph, RULE)
+        if self.only_calibrated and not context.has_calibration:
+            outcome.skipped("", "nothing is rotated: there are no calibration inputs to round for")
+            return outcome
         streams = find(graph)
         for stream in streams:
             where = module_path(stream.norms[0].node) if stream.norms else ""

@@ -103,7 +103,12 @@ def test_export_and_load(network: Callable, tmp_path: Path, target: str) -> None
     if target == "onnx":
         onnx.checker.check_model(str(path), full_check=True)
     assert loaded.manifest.target == target
-    assert loaded.manifest.passes == ("canonicalize", "recover", "quantize(scheme=w4a16)")
+    assert loaded.manifest.passes == (
+        "canonicalize",
+        "recover",
+        "rotate(only_calibrated=true)",
+        "quantize(scheme=w4a16)",
+    )
     assert loaded.report == report
     assert sorted(item.name for item in tmp_path.iterdir() if item.name.startswith("small")) == ["small.onnx"]
     assert not [item for item in tmp_path.iterdir() if item.name.startswith(".")]

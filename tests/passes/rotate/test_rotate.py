@@ -143,5 +143,9 @@ def test_what_cannot_be_rotated_says_why(
 def test_nothing_to_rotate(parse: Callable[..., onnx_ir.Model]) -> None:
     graph = parse("g (float[T, 8] x) => (float[T, 4] y) { y = MatMul(x, w) }", w=(8, 4))
     assert reasons(Rotate().run(graph, Context()))[0][0] == "skipped"
+    graph = parse(BLOCK, **SHAPES)
+    outcome = Rotate(only_calibrated=True).run(graph, Context())
+    assert reasons(outcome) == [("skipped", "nothing is rotated: there are no calibration inputs to round for")]
+    assert Rotate(only_calibrated=True).run(graph, Context(observe=lambda values, observer: {})).changed
     with pytest.raises(OptionError, match="negative"):
         Rotate(seed=-1)
