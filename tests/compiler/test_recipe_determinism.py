@@ -1,4 +1,4 @@
-"""The whole 4-bit recipe, rotation included: the same data give the same bytes, another order next to the same model."""
+"""The whole 4-bit recipe with its rotation: the same data give the same bytes, another order next to the same."""
 
 from __future__ import annotations
 
