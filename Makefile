@@ -8,7 +8,7 @@ CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile
 PACKAGES := backends compiler frontends ir passes tools
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint bench rivals clean
 
 demo: $(READY)
 	$(BIN)/python -m burnish.tools.demo
@@ -30,8 +30,16 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m burnish.tools.bench $(BENCH)
 
+# Other tools on the same model, in an environment of their own; llama.cpp is built for this processor (minutes).
+# Without AMX: llama.cpp 0.3.36 ends with a segmentation fault in its AMX product.
+rivals:
+	test -x $(VENV)-rivals/bin/python || $(PYTHON) -m venv $(VENV)-rivals
+	CMAKE_ARGS="-DCMAKE_C_FLAGS='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16' -DCMAKE_CXX_FLAGS='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'" \
+	$(VENV)-rivals/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 -e ".[transformers,rivals]"
+	$(VENV)-rivals/bin/python -m burnish.tools.rivals.bench $(BENCH)
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-rivals
 
 # torch is named so that its pin is resolved first: a looser request takes a build with gigabytes of GPU libraries.
 $(READY): pyproject.toml constraints.txt

@@ -81,4 +81,6 @@ def load_tokenizer(source: str | Path) -> Encode:
     from tokenizers import Tokenizer
 
     fast = Tokenizer.from_file(str(file))
+    fast.no_truncation()  # some files cut every text to the length that an encoder was trained on
+    fast.no_padding()
     return lambda text: list(fast.encode(text, add_special_tokens=False).ids)

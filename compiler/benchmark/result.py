@@ -24,7 +24,8 @@ class Side:
 
     Attributes:
         name: what it is called in the result.
-        source: an ONNX file, a saved folder, or with ``eager`` a factory ``module:function`` of a PyTorch module.
+        source: an ONNX file, a saved folder, or with ``eager`` a factory ``module:function`` or
+            ``module:function:argument`` of a PyTorch module, or of an object that runs something else.
         eager: whether ``source`` is a factory.
     """
 

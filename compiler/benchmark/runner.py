@@ -40,10 +40,12 @@ class Compiled(Protocol):
     """What is asked of a :class:`~burnish.CompiledModel`: where its file is, and what it is called."""
 
     @property
-    def path(self) -> Path: ...  # noqa: D102  the class says it
+    def path(self) -> Path:
+        """Its ONNX file."""
 
     @property
-    def report(self) -> Any: ...  # noqa: D102
+    def report(self) -> Any:
+        """What was done to it."""
 
 
 class _Process:
@@ -210,8 +212,10 @@ def _measure(
         done += 1
     progress(total, total, "done")
     for process in processes:
-        result.memory[process.side.name] = process.ask("memory")["bytes"]
-        result.size[process.side.name] = 0 if process.side.eager else model_bytes(process.side.source)
+        used = process.ask("memory")
+        result.memory[process.side.name] = used["bytes"]
+        size = used["model_bytes"] if process.side.eager else model_bytes(process.side.source)
+        result.size[process.side.name] = size
 
 
 def _source(side: Side) -> dict[str, Any]:

@@ -6,39 +6,27 @@ Imported only in the worker of such a side; it offers what :class:`.onnx_side.On
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from ...ir.errors import OptionError
-
 Array = np.ndarray[Any, Any]
 
 
 class TorchSide:
-    """A module made by a factory.
+    """A module.
 
     Args:
-        factory: ``module:function``; the function takes nothing and returns a module, a Hugging Face causal language
-            model included.
+        model: a Hugging Face causal language model included.
         threads: threads of one operator.
-
-    Raises:
-        OptionError: there is no such function.
     """
 
-    def __init__(self, factory: str, threads: int | None = None) -> None:
+    def __init__(self, model: torch.nn.Module, threads: int | None = None) -> None:
         if threads:
             torch.set_num_threads(threads)
-        module, _, name = factory.partition(":")
-        try:
-            make = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise OptionError(f"there is no function {factory!r}: {error}", fix="write module:function") from error
-        self.model: torch.nn.Module = make().eval()
+        self.model = model.eval()
 
     @property
     def is_decoder(self) -> bool:

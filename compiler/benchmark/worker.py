@@ -5,6 +5,7 @@ Started by :mod:`.runner` as ``python -m burnish.compiler.benchmark.worker``.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...ir.errors import BurnishError
+from ...ir.errors import BurnishError, OptionError
 from .machine import peak_memory
 from .onnx_side import OnnxSide
 
@@ -32,9 +33,7 @@ class Worker:
         """Open the model: ``source`` is a path or, with ``eager``, a factory."""
         started = time.perf_counter()
         if message["eager"]:
-            from .torch_side import TorchSide
-
-            self.side = TorchSide(message["source"], message["threads"])
+            self.side = made(message["source"], message["threads"])
         else:
             self.side = OnnxSide(message["source"], message["threads"])
         return {
@@ -90,7 +89,33 @@ class Worker:
 
     def memory(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Highest resident memory so far."""
-        return {"bytes": peak_memory(), "torch": "torch" in sys.modules}
+        size = getattr(self.side, "model_bytes", 0)  # of a file only the side itself knows of
+        return {"bytes": peak_memory(), "torch": "torch" in sys.modules, "model_bytes": size}
+
+
+def made(source: str, threads: int | None) -> Any:
+    """What a factory makes: a side that drives itself, or a PyTorch module.
+
+    Args:
+        source: ``module:function``, or ``module:function:argument``. The function returns a module, or an object that
+            offers what :class:`.onnx_side.OnnxSide` does.
+        threads: threads of one operator.
+
+    Raises:
+        OptionError: there is no such function.
+    """
+    module, _, rest = source.partition(":")
+    name, given, argument = rest.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise OptionError(f"there is no function {source!r}: {error}", fix="write module:function") from error
+    thing = make(argument) if given else make()
+    if hasattr(thing, "signature") and hasattr(thing, "is_decoder"):
+        return thing
+    from .torch_side import TorchSide
+
+    return TorchSide(thing, threads)
 
 
 def _seconds(call: Callable[[], Any]) -> float:

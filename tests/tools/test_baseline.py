@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from burnish.compiler.benchmark.onnx_side import OnnxSide
-from burnish.compiler.benchmark.torch_side import TorchSide
+from burnish.compiler.benchmark.worker import made
 from burnish.tools.baseline import export_decoder
 from burnish.tools.perplexity import eager_logits, file_logits, perplexity
 
@@ -37,7 +37,7 @@ def test_export_agrees_with_eager(model: torch.nn.Module, tmp_path: Path, monkey
     (tmp_path / "one_model.py").write_text("model = None\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(__import__("one_model"), "model", lambda: model)
-    eager = TorchSide("one_model:model", threads=1)
+    eager = made("one_model:model", 1)
     assert eager.is_decoder
     ids = np.random.default_rng(0).integers(0, 64, (1, 12))
     (ours, our_cache), (theirs, their_cache) = baseline.start(ids[:, :9]), eager.start(ids[:, :9])
@@ -57,7 +57,7 @@ def test_copied_cache_is_not_extended(model: torch.nn.Module, monkeypatch: pytes
     (tmp_path / "another_model.py").write_text("model = None\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(__import__("another_model"), "model", lambda: model)
-    eager = TorchSide("another_model:model")
+    eager = made("another_model:model", None)
     _, cache = eager.start(np.array([[1, 2, 3]]))
     eager.forward(np.array([[4]]), eager.copy_cache(cache), 3)
     assert cache.get_seq_length() == 3
