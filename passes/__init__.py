@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .base import Pass as Pass
     from .base import Stage as Stage
     from .canonicalize.canonicalize import Canonicalize as Canonicalize
+    from .fuse.merge_products import MergeProducts as MergeProducts
     from .quantize.compensate import CompensateLowRank as CompensateLowRank
     from .quantize.weights import Quantize as Quantize
     from .recover.recover import Recover as Recover
@@ -25,6 +26,7 @@ _HOME = {
     "CompensateLowRank": ".quantize.compensate",
     "Context": ".base",
     "EqualizeLog": ".smooth.equalize",
+    "MergeProducts": ".fuse.merge_products",
     "Outcome": ".base",
     "Pass": ".base",
     "Quantize": ".quantize.weights",
@@ -41,6 +43,7 @@ __all__ = [
     "CompensateLowRank",
     "Context",
     "EqualizeLog",
+    "MergeProducts",
     "Outcome",
     "Pass",
     "Quantize",

@@ -21,15 +21,15 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "default": Preset("canonicalize,recover", "Lossless: folds constants, finds fused operators."),
     "w4a16": Preset(
-        "canonicalize,recover,rotate(only_calibrated=true),quantize(scheme=w4a16)",
+        "canonicalize,recover,rotate(only_calibrated=true),quantize(scheme=w4a16),merge_products",
         "Weights in 4 bits, groups of 64, activations in floating point; with data rotated and rounded by GPTQ.",
     ),
     "w8a16": Preset(
-        "canonicalize,recover,quantize(scheme=w8a16)",
+        "canonicalize,recover,quantize(scheme=w8a16),merge_products",
         "Weights in 8 bits, groups of 64, activations in floating point.",
     ),
     "w8a8": Preset(
-        "canonicalize,recover,quantize(scheme=w8a8)",
+        "canonicalize,recover,quantize(scheme=w8a8),merge_products",
         "Weights in 8 bits per channel, activations in 8 bits per token; for long inputs and encoders.",
     ),
 }

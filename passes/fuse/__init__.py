@@ -1,0 +1,1 @@
+"""Fewer operators to dispatch."""
