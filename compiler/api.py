@@ -16,7 +16,7 @@ from .model import CompiledModel
 from .progress import terminal_progress
 from .report import Report
 from .source import Source
-from .storage import check_target, publish
+from .storage import check_target, is_file_target, publish
 
 
 def compile(
@@ -28,6 +28,7 @@ def compile(
     calibration: Iterable[Any] | None = None,
     backend: str = "auto",
     verify: str = "structure",
+    prefill: Passes | None = None,
     cache: bool | str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: bool | None = None,
@@ -44,6 +45,8 @@ def compile(
         calibration: inputs for passes that look at data; any iterable of what ``example_inputs`` may be.
         backend: ``"auto"`` or ``"onnxruntime"``.
         verify: ``"off"``, ``"structure"`` (the graph, after each pass) or ``"numerics"`` (also its outputs).
+        prefill: passes of a second graph of a language model, which ``generate`` runs on prompts, with the same cache:
+            ``passes="w4a16", prefill="w8a8"`` decodes at 4 bits and reads prompts in int8.
         cache: a folder; True or False; by default on for models that come from disk.
         threads: threads of the session; ONNX Runtime's own choice if not given.
         progress: draw progress bars; by default on a terminal.
@@ -53,7 +56,7 @@ def compile(
     """
     if threads is not None and threads < 1:
         raise OptionError(f"threads={threads} is not a number of threads", where="threads=", fix="pass 1 or more")
-    how = recipe(passes, backend=backend, verify=verify, calibration=calibration)
+    how = recipe(passes, backend=backend, verify=verify, calibration=calibration, prefill=prefill)
     with terminal_progress(progress) as show:
         built = build(Source(model, example_inputs, dynamic_shapes), how, cache=cache, progress=show)
     compiled = CompiledModel(
@@ -64,7 +67,7 @@ def compile(
         threads=threads,
         owned=built.owned,
     )
-    _ = compiled.session  # what cannot run is told here, not at the first call
+    compiled.open()  # what cannot run is told here, not at the first call
     return compiled
 
 
@@ -78,6 +81,7 @@ def export(
     calibration: Iterable[Any] | DataFile | None = None,
     target: str = "onnxruntime",
     verify: str = "structure",
+    prefill: Passes | None = None,
     cache: bool | str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
@@ -93,6 +97,7 @@ def export(
         calibration: see :func:`compile`; or a file.
         target: ``"onnxruntime"`` (its own operators allowed) or ``"onnx"`` (standard operators only).
         verify: see :func:`compile`.
+        prefill: see :func:`compile`; needs a folder.
         cache: see :func:`compile`.
         overwrite: replace a model that is there.
         progress: see :func:`compile`.
@@ -103,7 +108,11 @@ def export(
     """
     output = Path(path)
     check_target(output, overwrite)
-    how = recipe(passes, target=target, verify=verify, calibration=calibration)
+    if prefill is not None and is_file_target(output):
+        raise OptionError(
+            "a second graph for prompts does not fit into one file", where="prefill=", fix="give a folder as path"
+        )
+    how = recipe(passes, target=target, verify=verify, calibration=calibration, prefill=prefill)
     with terminal_progress(progress) as show:
         source = Source(model, example_inputs, dynamic_shapes)
         built = build(source, how, cache=cache, workspace=output.absolute().parent, progress=show)

@@ -20,6 +20,10 @@ MANIFEST_KEY = "burnish.manifest"
 REPORT_KEY = "burnish.report"
 MANIFEST_FILE = "burnish.json"
 MODEL_FILE = "model.onnx"
+GENERATION_FILE = "generate.onnx"
+"""In a folder: the decoder with its cache in place, on the weights of the model file."""
+PREFILL_FILE = "prefill.onnx"
+"""In a folder: the same for prompts, with weights of its own."""
 FORMAT = 1
 
 

@@ -17,7 +17,7 @@ import onnxruntime
 
 from ..backends.onnxruntime.check import asked, check_running
 from ..backends.onnxruntime.lower import TARGETS, lower
-from ..backends.onnxruntime.writer import write
+from ..backends.onnxruntime.writer import stored_bytes, write
 from ..frontends.imported import Imported
 from ..ir.errors import (
     ArtifactError,
@@ -38,6 +38,7 @@ from .cache import Cache, cacheable, digest_graph, digest_path, key_of, open_cac
 from .calibration import DataFile
 from .inputs import Calibration, made_up
 from .measure import measure, node_count, weight_count
+from .phases import add_generation, add_prefill
 from .pipeline import Callback, PassRecord, Verify, check_mode, run_passes
 from .progress import Progress, silent
 from .report import PassReport, RemarkGroup, Report, group
@@ -51,6 +52,8 @@ _BACKENDS = ("auto", "onnxruntime")
 _LATER = ("triton", "reference")
 _CHECKED_SIZE = 512 << 20
 """Files up to this many bytes are opened once more after they are written: opening costs time and memory."""
+_SHARED_SIZE = 1 << 20
+"""A decoder with more bytes of weights keeps them in a file that its graphs share."""
 _PACKAGES = ("burnish", "torch", "onnx", "onnx-ir", "onnxruntime", "transformers", "numpy")
 
 
@@ -63,12 +66,14 @@ class Recipe:
         target: ``onnxruntime`` or ``onnx``.
         verify: mode of verification.
         calibration: the user's inputs.
+        prefill: passes of the graph that a decoder runs on prompts, if it is to have one of its own.
     """
 
     passes: tuple[Pass, ...]
     target: str = "onnxruntime"
     verify: Verify = "structure"
     calibration: Iterable[Any] | DataFile | None = None
+    prefill: tuple[Pass, ...] | None = None
 
 
 @dataclass
@@ -95,6 +100,7 @@ def recipe(
     target: str = "onnxruntime",
     verify: str = "structure",
     calibration: Iterable[Any] | DataFile | None = None,
+    prefill: Passes | None = None,
 ) -> Recipe:
     """Check the options of a compilation before anything is read.
 
@@ -112,7 +118,17 @@ def recipe(
         raise OptionError(f"there is no target {target!r}", where="target=", fix=nearest(str(target), TARGETS))
     listed = implied(parse(passes))
     check_order(listed)
-    return Recipe(tuple(listed), target, check_mode(verify), calibration)
+    if prefill is None:
+        return Recipe(tuple(listed), target, check_mode(verify), calibration)
+    if target != "onnxruntime":
+        raise OptionError(
+            "a graph for prompts needs ONNX Runtime's own operators", where="prefill=", fix="leave it out"
+        )
+    first = implied(parse(prefill))
+    check_order(first)
+    if calibration is not None and not isinstance(calibration, DataFile):
+        calibration = list(calibration)  # read by both
+    return Recipe(tuple(listed), target, check_mode(verify), calibration, tuple(first))
 
 
 def build(
@@ -134,7 +150,7 @@ def build(
     """
     store = results = open_cache(cache, from_disk=source.path is not None)
     remarks: list[Remark] = []
-    if store is not None and not cacheable(how.passes):
+    if store is not None and not cacheable([*how.passes, *(how.prefill or ())]):
         if cache is not None:
             remarks.append(Remark("skipped", "", "not cached: a pass is not one of Burnish's own"))
         store = None
@@ -152,9 +168,9 @@ def build(
             with _timed(seconds, "import"):
                 imported = _load(source)
             digest = digest_graph(imported.graph, imported.signature)
-        key = key_of(
-            digest, how.passes, [how.target, how.verify, repr(source.example) if how.verify == "numerics" else ""]
-        )
+        example = repr(source.example) if how.verify == "numerics" else ""
+        prompts = [] if how.prefill is None else ["prefill", *map(format_pass, how.prefill)]
+        key = key_of(digest, how.passes, [how.target, how.verify, example, *prompts])
         found = _look_up(store, key, remarks)
         if found is not None:
             return replace_signature(found, imported)
@@ -247,6 +263,8 @@ def _compile(
         remarks += said
         callbacks.append(numerics)
     path = folder / MODEL_FILE
+    decoder = imported.decoder if how.target == "onnxruntime" else None
+    companions = set(imported.companions)
     with contextlib.ExitStack() as stack:  # weights that are computed when they are written may read statistics
         observe = None
         if calibration is not None:
@@ -261,7 +279,9 @@ def _compile(
         for name in (MANIFEST_KEY, REPORT_KEY):  # of a model that was compiled before and loaded with onnx
             graph.metadata_props.pop(name, None)
         with _timed(seconds, "writing"):
-            write(graph, path, progress=progress)
+            # The weights of a decoder in a file of their own serve two graphs.
+            shared = decoder is not None and stored_bytes(graph) > _SHARED_SIZE
+            write(graph, path, external=True if shared else None, progress=progress)
             with writing(folder):
                 for name, content in imported.companions.items():
                     if isinstance(content, bytes):
@@ -269,6 +289,15 @@ def _compile(
                     else:
                         shutil.copyfile(content, folder / name)
     remarks += observe.remarks if observe is not None else []
+    if decoder is not None:
+        with _timed(seconds, "generation graph"):
+            name, said = add_generation(path, decoder)
+        companions |= {name} if name else set()
+        backend += said
+    if how.prefill is not None:
+        with _timed(seconds, "prefill graph"):
+            companions |= set(_prefill(source, replace(how, passes=how.prefill, prefill=None), path, progress, store))
+        backend.append(Remark("applied", "", f"prompts run {','.join(map(format_pass, how.prefill))}"))
     if how.verify != "off" and how.target == "onnxruntime":
         progress(0, 0, "checking the operators that run")
         with _timed(seconds, "checking"):
@@ -313,12 +342,22 @@ def _compile(
         data=record(data_file(path)) if data_file(path).exists() else None,
         weights=weights,
         weight_bytes=sizes.weight_bytes,
-        companions=tuple(sorted(imported.companions)),
+        companions=tuple(sorted(companions)),
     )
     with writing(folder):
         stamp(path, manifest, report.to_json())
         write_manifest(folder, manifest)
     return Built(path, manifest, report, imported.signature, owned=True)
+
+
+def _prefill(source: Source, how: Recipe, model: Path, progress: Progress, store: Cache | None) -> tuple[str, ...]:
+    """Compile the same decoder by another recipe, and take its generation graph for prompts."""
+    folder = Path(tempfile.mkdtemp(prefix=".burnish-", dir=model.parent))
+    try:
+        other = _compile(source, _load(source), how, folder, {}, [], progress, store)
+        return add_prefill(other.path, model)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _verify_lowered(graph: Any, records: Sequence[PassRecord]) -> None:

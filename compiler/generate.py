@@ -1,33 +1,21 @@
 """Continuing sequences of tokens with a compiled decoder. Imports neither torch nor onnx.
 
-The KV cache stays in ONNX Runtime's own values from step to step, and of the logits only the last position is read.
+What a model remembers of a sequence is in :mod:`.decoding`; of the logits only the last position is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from ..backends.onnxruntime.session import OrtValue, Session, to_numpy
 from ..ir.errors import InputError, OptionError, UnsupportedError
-from ..ir.signature import DecoderSpec, TensorSpec
+from ..ir.signature import DecoderSpec
+from .decoding import Decodes, Decoding
 
 Array = np.ndarray[Any, Any]
-
-
-class Decodes(Protocol):
-    """A compiled causal language model."""
-
-    @property
-    def session(self) -> Session:
-        """Runs the graph."""
-
-    @property
-    def decoder(self) -> DecoderSpec | None:
-        """What the graph takes and gives."""
 
 
 def generate(
@@ -120,14 +108,15 @@ def tokens(
         raise OptionError(f"max_new_tokens={max_new_tokens!r} is not a number of tokens", fix="pass 0 or more")
     _check(prompt, spec, max_new_tokens)
     return _steps(
-        model.session, prompt, choose, ends, ends[0] if pad_token is None and ends else pad_token or 0, max_new_tokens
+        model, prompt, choose, ends, ends[0] if pad_token is None and ends else pad_token or 0, max_new_tokens
     )
 
 
 def _steps(
-    session: Session, prompt: Prompt, choose: Sampler, ends: Sequence[int], pad: int, count: int
+    model: Decodes, prompt: Prompt, choose: Sampler, ends: Sequence[int], pad: int, count: int
 ) -> Iterator[Array]:
-    decoding = Decoding(session, prompt.ids.shape[0])
+    batch, length = prompt.ids.shape
+    decoding = Decoding(model, batch, length + count, padded=not prompt.mask.all())
     running = np.ones(prompt.ids.shape[0], dtype=bool)
     ids, mask = prompt.ids, prompt.mask
     for step in range(count):
@@ -139,49 +128,6 @@ def _steps(
             return
         ids = chosen[:, None]
         mask = np.concatenate([mask, np.ones_like(ids)], axis=1)
-
-
-class Decoding:
-    """A decoder and its cache between two steps.
-
-    Args:
-        session: runs the graph.
-        batch: rows.
-    """
-
-    def __init__(self, session: Session, batch: int) -> None:
-        self._session = session
-        self._takes = {spec.name for spec in session.inputs}
-        outputs = [spec.name for spec in session.outputs]
-        self._logits = outputs.index("logits")
-        past = [spec for spec in session.inputs if spec.name.startswith("past_key_values.")]
-        self._present = [(spec.name, outputs.index("present." + spec.name.split(".", 1)[1])) for spec in past]
-        self._cache = {spec.name: _empty(spec, batch) for spec in past}
-
-    def step(self, ids: Array, mask: Array) -> Array:
-        """Feed tokens and keep what the model remembers of them.
-
-        Args:
-            ids: [batch, sequence] int64.
-            mask: [batch, all tokens so far and these] int64, 1 for tokens and 0 for padding.
-
-        Returns:
-            Logits of the last token [batch, vocabulary], valid until the next step.
-        """
-        positions = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]
-        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": np.ascontiguousarray(positions)}
-        values = self._session.run_values({k: v for k, v in feeds.items() if k in self._takes} | self._cache)
-        self._cache = {name: values[index] for name, index in self._present}
-        last: Array = to_numpy(values[self._logits])[:, -1]
-        return last
-
-
-def _empty(spec: TensorSpec, batch: int) -> OrtValue:
-    """A cache of no tokens."""
-    assert spec.shape is not None
-    shape = [batch, spec.shape[1], 0, spec.shape[3]]
-    dtype = {"FLOAT": np.float32, "FLOAT16": np.float16}[spec.dtype]
-    return OrtValue.ortvalue_from_numpy(np.zeros([int(size) for size in shape], dtype=dtype))
 
 
 class Sampler:

@@ -34,7 +34,7 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, check: boo
     text = header.metadata.get(REPORT_KEY)
     report = Report.from_json(text, str(model)) if text else Report(path.name, manifest.route, manifest.target)
     compiled = CompiledModel(model, manifest, report, threads=threads)
-    _ = compiled.session  # damage shows here, not at the first call
+    compiled.open()  # damage shows here, not at the first call
     return compiled
 
 

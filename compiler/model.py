@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import ArtifactError, UnsupportedError
 from ..ir.signature import DecoderSpec, Signature, TensorSpec
-from .artifact import Manifest, check_files
+from .artifact import GENERATION_FILE, PREFILL_FILE, Manifest, check_files
 from .report import Report
 from .storage import publish
 
@@ -47,6 +47,7 @@ class CompiledModel:
         self._signature = signature or manifest.signature()
         self._threads = threads
         self._session: Session | None = None
+        self._others: dict[str, Session] = {}
         if owned:
             weakref.finalize(self, shutil.rmtree, path.parent, True)
 
@@ -107,6 +108,35 @@ class CompiledModel:
         if self._session is None:
             self._session = self._open()
         return self._session
+
+    def open(self) -> None:
+        """Load what is run first: the generation graph of a decoder that has one, else the model.
+
+        Raises:
+            ArtifactError: the files are damaged, or ONNX Runtime cannot load them.
+        """
+        _ = self.generation or self.session
+
+    @property
+    def generation(self) -> Session | None:
+        """Runs the graph that ``generate`` uses, with its cache in place; None if there is none."""
+        return self._beside(GENERATION_FILE)
+
+    @property
+    def prefill(self) -> Session | None:
+        """Runs the graph for prompts, on the cache of :attr:`generation`; None if there is none."""
+        return self._beside(PREFILL_FILE)
+
+    def _beside(self, name: str) -> Session | None:
+        from ..backends.onnxruntime.session import Session
+
+        if name not in self._manifest.companions or not (file := self._path.with_name(name)).exists():
+            return None
+        if name not in self._others:
+            check_files(self._path, self._manifest)
+            # Threads that wait in a loop for the next prompt would take the processor from decoding.
+            self._others[name] = Session(file, threads=self._threads, spinning=name != PREFILL_FILE)
+        return self._others[name]
 
     def _open(self) -> Session:
         from ..backends.onnxruntime.session import Session

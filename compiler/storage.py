@@ -135,7 +135,7 @@ def _publish_file(source: Path, manifest: Manifest, target: Path, move: bool) ->
             if manifest.data is None or source.name == target.name:
                 _bring(source, model, move)
             else:
-                _relocate(source, model, data_file(target).name)
+                relocate(source, model, data_file(target).name)
             # The data first: a reader never sees a model without it.
             if data is not None:
                 data.replace(data_file(target))
@@ -147,7 +147,7 @@ def _publish_file(source: Path, manifest: Manifest, target: Path, move: bool) ->
             item.unlink(missing_ok=True)
 
 
-def _relocate(source: Path, target: Path, name: str) -> None:
+def relocate(source: Path, target: Path, name: str) -> None:
     """Copy an ONNX file whose data is to have another name."""
     import onnx
 
@@ -176,7 +176,7 @@ def _publish_folder(source: Path, manifest: Manifest, target: Path, move: bool) 
             if manifest.data is None or source.name == MODEL_FILE:
                 _bring(source, model, move)
             else:
-                _relocate(source, model, data_file(model).name)
+                relocate(source, model, data_file(model).name)
             for name in manifest.companions:
                 if (source.parent / name).exists():
                     _bring(source.parent / name, folder / name, move)

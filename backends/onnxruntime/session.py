@@ -35,6 +35,7 @@ class Session:
         threads: threads of one operator; as many as the process may use if None.
         optimize: whether the runtime rewrites the graph when it loads it.
         optimized_path: where the runtime writes the graph that it really runs.
+        spinning: whether threads wait for work in a loop; off for a session that runs now and then beside another.
 
     Raises:
         ArtifactError: the file is missing, damaged, or made for a newer ONNX Runtime.
@@ -49,6 +50,7 @@ class Session:
         threads: int | None = None,
         optimize: bool = True,
         optimized_path: str | os.PathLike[str] | None = None,
+        spinning: bool = True,
     ) -> None:
         if threads is not None and threads < 1:
             raise OptionError(f"threads={threads} is not a number of threads", where="threads", fix="use 1 or more")
@@ -58,6 +60,8 @@ class Session:
         options.inter_op_num_threads = 1
         # Portable files: products by dequantized weights compute in int8, as MatMulNBits does where we write it.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+        if not spinning:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not optimize:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if optimized_path is not None:
@@ -109,6 +113,22 @@ class Session:
     def run_values(self, feeds: Mapping[str, Any]) -> list[OrtValue]:
         """Like :meth:`run`, with the outputs as OrtValues that can be fed to the next call."""
         return [OrtValue(value) for value in self._run(feeds)]
+
+    def binding(self) -> Any:
+        """ONNX Runtime's own binding of inputs and outputs to memory, for :meth:`run_bound`."""
+        return self._session.io_binding()
+
+    def run_bound(self, binding: Any, feeds: Mapping[str, Any]) -> None:
+        """Run on what is bound; ``feeds`` are the inputs that an error message may speak of.
+
+        Raises:
+            InputError: an input does not fit.
+            BurnishError: the runtime failed.
+        """
+        try:
+            self._session.run_with_iobinding(binding, self._run_options)
+        except Exception as error:
+            raise self._run_error(error, feeds) from error
 
     def _run(self, feeds: Mapping[str, Any]) -> Sequence[Any]:
         # Both stay alive until the call returns: the runtime reads the caller's memory.

@@ -100,6 +100,33 @@ def write(
     return size
 
 
+def write_beside(graph: Graph, path: str | os.PathLike[str]) -> int:
+    """Write a graph whose large weights lie in the data file of another model in the same folder.
+
+    Args:
+        graph: loaded from that model, and changed; new weights go into the file itself.
+        path: of the file to write.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written to.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    message: bytes = onnx_ir.to_proto(graph).SerializeToString()
+    try:
+        part.write_bytes(message)
+        part.replace(path)
+    except OSError as error:
+        raise OutputError(_what(error), where=str(path), fix=_fix(error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    return len(message)
+
+
 def to_bytes(graph: Graph) -> bytes:
     """The model as one serialized ``ModelProto`` with its weights.
 

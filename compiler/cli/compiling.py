@@ -19,6 +19,9 @@ def compile_command(
     passes: Annotated[
         str, typer.Option("--passes", help='A preset or a list, e.g. "w4a16" or "quantize(bits=8)"; "" for none.')
     ] = "default",
+    prefill: Annotated[
+        str | None, typer.Option("--prefill", help='Passes of a second graph for prompts, e.g. "w8a8".')
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option("--calibration", help="Data to look at: text, or an .npz file with an array by input name."),
@@ -45,6 +48,7 @@ def compile_command(
         model,
         output,
         passes=passes,
+        prefill=prefill,
         calibration=None if calibration is None else DataFile(calibration),
         target=target,
         verify=verify,

@@ -1,0 +1,330 @@
+"""The graph that ``generate`` runs: one cache that is written in place, logits of the last position only.
+
+The general graph takes any batch, padding and mask, and gives a new cache at each step: a copy of all keys and values
+per token. ``GroupQueryAttention`` appends to one buffer instead (past and present are the same memory), turns queries
+and keys itself, and takes them side by side as one product makes them. It knows causal attention, and a window of it,
+over the first so many tokens of each row; so the mask of the graph at hand is run, and this form is taken only if it is
+just that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir
+
+from ...ir.graph import Graph, attribute, dims, is_op, tensor_of
+from ...ir.rewrite import Editor
+from ...ir.signature import DecoderSpec
+from . import kernels
+from .session import Session
+from .writer import to_bytes
+
+RULE = "Attention(rotary(q), rotary(k), v, mask, past) => GroupQueryAttention(q, k, v, past)"
+LOGITS_FROM = "logits_from"
+"""Optional input: the first position whose logits are computed, counted from the end if negative; -1 if not given."""
+_OP, _CONTRIB = "GroupQueryAttention", "com.microsoft"
+_NORMALIZATIONS = (
+    "RMSNormalization", "LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+)  # fmt: skip
+_ROWWISE = (
+    "MatMul", "Gemm", "MatMulNBits", "MatMulIntegerToFloat", "Mul", "Add", "Sub", "Div", "Neg", "Abs", "Max", "Min",
+    "Round", "Clip", "Cast", "Tanh", "ReduceMax", "ReduceMin", "QuantizeLinear", "DequantizeLinear", "Concat", "Expand",
+    "Transpose",
+)  # fmt: skip
+Array = np.ndarray[Any, Any]
+
+
+class Unfit(Exception):
+    """Why a decoder stays in its general form."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One attention node and what it reads.
+
+    Attributes:
+        query: [batch, sequence, heads * size], not turned yet; queries, keys and values side by side if ``packed``.
+        angles: cosines and sines of the rotary embedding; None without one.
+    """
+
+    node: onnx_ir.Node
+    query: onnx_ir.Value
+    key: onnx_ir.Value | None
+    value: onnx_ir.Value | None
+    angles: tuple[onnx_ir.Value, onnx_ir.Value] | None
+    interleaved: int
+    heads: int
+    kv_heads: int
+
+
+def generation_graph(graph: Graph, spec: DecoderSpec) -> int:
+    """Turn a lowered decoder, in place, into the graph that ``generate`` runs.
+
+    Inputs are ``input_ids`` [batch, sequence], ``attention_mask`` [batch, total] of ones, ``past_key_values.N.key`` and
+    ``.value`` [batch, kv_heads, capacity, head_dim], whose first ``total - sequence`` positions hold tokens; outputs
+    ``logits`` [batch, positions, vocabulary] and ``present.N.key`` and ``.value``, to be bound to the memory of the
+    past. ``onnxruntime-genai`` drives it as it is.
+
+    Returns:
+        The size of the attention window, -1 if it has none.
+
+    Raises:
+        Unfit: the runtime or the model does not allow it; the graph is unchanged.
+    """
+    kind = "tensor(float)"
+    if not kernels.has(_CONTRIB, _OP, 1, [kind, kind, kind, kind, kind, "tensor(int32)", "tensor(int32)"]):
+        raise Unfit(f"ONNX Runtime {kernels.version()} has no GroupQueryAttention of float32")
+    nodes = [node for node in graph.graph if is_op(node, "Attention")]
+    layers = [_layer(node) for node in nodes]
+    if len(layers) != spec.layers:
+        raise Unfit(f"{len(layers)} attention nodes, {spec.layers} layers")
+    masks = {layer.node.inputs[3] for layer in layers}
+    if None in masks:
+        raise Unfit("attention without a mask")
+    windows = {_window(graph, mask, spec) for mask in masks if mask is not None}
+    if len(windows) != 1:
+        raise Unfit("layers differ in how far they look back")
+    window = windows.pop()
+    angles = {layer.angles for layer in layers}
+    if len(angles) != 1:
+        raise Unfit("layers differ in their rotary embeddings")
+    tables = None
+    if (pair := angles.pop()) is not None:
+        tables = _tables(graph, pair, spec)
+    last = _before_logits(graph)
+    _rewrite(graph, layers, tables, window)
+    _last_only(graph, last)
+    return window
+
+
+def _layer(node: onnx_ir.Node) -> _Layer:
+    if len(node.inputs) < 6 or any(value is None for value in node.inputs[:6]) or len(node.outputs) < 3:
+        raise Unfit("an attention node keeps its cache outside")
+    past, present = node.inputs[4:6], node.outputs[1:3]
+    if not all(v is not None and v.is_graph_input() for v in past) or not all(v.is_graph_output() for v in present):
+        raise Unfit("a cache is not an input and output of the graph")
+    if attribute(node, "is_causal", 0) or attribute(node, "qk_matmul_output_mode", 0):
+        raise Unfit("an attention node with more than a mask")
+    heads, kv_heads = attribute(node, "q_num_heads", 0), attribute(node, "kv_num_heads", 0)
+    if not heads or not kv_heads:
+        raise Unfit("attention of heads that are split already")
+    (query, a), (key, b) = _turned(node.inputs[0], heads), _turned(node.inputs[1], kv_heads)
+    if a != b:
+        raise Unfit("queries and keys are turned differently")
+    value = node.inputs[2]
+    assert value is not None
+    packed = _packed((query, key, value))
+    angles, interleaved = (None, 0) if a is None else (a[:2], a[2])
+    if packed is not None:
+        return _Layer(node, packed, None, None, angles, interleaved, heads, kv_heads)
+    return _Layer(node, query, key, value, angles, interleaved, heads, kv_heads)
+
+
+_Turn = tuple[onnx_ir.Value, onnx_ir.Value, int]
+
+
+def _turned(value: onnx_ir.Value | None, heads: int) -> tuple[onnx_ir.Value, _Turn | None]:
+    """What a rotary embedding turns, its angles, and whether it turns neighbours."""
+    assert value is not None
+    node = value.producer()
+    if node is None or not is_op(node, "RotaryEmbedding"):
+        return value, None
+    source, cosine, sine = node.inputs[:3]
+    if len(node.inputs) > 3 or source is None or cosine is None or sine is None:
+        raise Unfit("rotary embeddings by position")
+    if attribute(node, "rotary_embedding_dim", 0) or attribute(node, "num_heads", heads) != heads:
+        raise Unfit("rotary embeddings of a part of each head")
+    return source, (cosine, sine, int(attribute(node, "interleaved", 0)))
+
+
+def _packed(parts: Sequence[onnx_ir.Value]) -> onnx_ir.Value | None:
+    """The value that one Split cuts into ``parts``, in this order, and into nothing else."""
+    node = parts[0].producer()
+    if node is None or not is_op(node, "Split") or list(node.outputs) != list(parts):
+        return None
+    if any(len(list(value.uses())) != 1 for value in parts):
+        return None
+    return node.inputs[0] if attribute(node, "axis", 0) in (-1, 2) else None
+
+
+def _evaluate(graph: Graph, values: Sequence[onnx_ir.Value], feeds: Sequence[dict[str, Array]]) -> list[list[Array]]:
+    """What values that depend on few inputs are, for each of ``feeds``."""
+    names = {value.name for value in graph.graph.inputs}
+    needed = _inputs_of(values)
+    if not needed <= set(feeds[0]) & names:
+        raise Unfit(f"{values[0].name!r} depends on {', '.join(sorted(needed - set(feeds[0])))}")
+    inputs = [value for value in graph.graph.inputs if value.name in needed]
+    part = onnx_ir.convenience.extract(graph.graph, inputs=inputs, outputs=list(values))
+    model = onnx_ir.Model(part, ir_version=graph.ir_version, functions=list(graph.functions.values()))
+    part.opset_imports.update(graph.opset_imports)
+    session = Session(to_bytes(model))
+    return [[np.asarray(v) for v in session.run({n: f[n] for n in needed})] for f in feeds]
+
+
+def _inputs_of(values: Sequence[onnx_ir.Value]) -> set[str]:
+    """Names of the graph inputs that values depend on."""
+    found: set[str] = set()
+    seen: set[onnx_ir.Value] = set()
+    stack = list(values)
+    while stack:
+        value = stack.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if value.is_graph_input():
+            found.add(value.name or "")
+        elif (node := value.producer()) is not None:
+            stack += [v for v in node.inputs if v is not None]
+    return found
+
+
+def _feeds(spec: DecoderSpec, past: int, sequence: int) -> dict[str, Array]:
+    feeds: dict[str, Array] = {
+        "input_ids": np.zeros((1, sequence), np.int64),
+        "attention_mask": np.ones((1, past + sequence), np.int64),
+        "position_ids": np.arange(past, past + sequence, dtype=np.int64)[None],
+    }
+    cache = np.zeros((1, spec.kv_heads, past, spec.head_dim), np.float32)
+    for layer in range(spec.layers):
+        feeds[f"past_key_values.{layer}.key"] = feeds[f"past_key_values.{layer}.value"] = cache
+    return feeds
+
+
+def _window(graph: Graph, mask: onnx_ir.Value, spec: DecoderSpec) -> int:
+    """How far a mask lets a token look back: -1 to the beginning, or that many tokens with itself."""
+    far = max(spec.context - 1, 8)
+    sizes = [(far, 1), (0, 9), (5, 4), (max(far - 6, 0), 7)]
+    results = _evaluate(graph, [mask], [_feeds(spec, past, sequence) for past, sequence in sizes])
+    window = -1
+    for (past, sequence), (array,) in zip(sizes, results, strict=True):
+        allowed = array if array.dtype == np.bool_ else array > -1e4
+        if array.dtype != np.bool_ and np.any(array[allowed] != 0):
+            raise Unfit("a mask adds to the scores")
+        allowed = np.broadcast_to(
+            allowed, (*np.broadcast_shapes(allowed.shape[:-2], (1, 1)), sequence, past + sequence)
+        )
+        if window < 0 and (past, sequence) == sizes[0]:
+            window = int(allowed[0, 0, 0].sum())
+            window = -1 if window == past + 1 else window
+        back = np.arange(past, past + sequence)[:, None] - np.arange(past + sequence)
+        expected = (back >= 0) & ((back < window) if window > 0 else True)
+        if not np.array_equal(allowed, np.broadcast_to(expected, allowed.shape)):
+            raise Unfit("its mask is not causal")
+    return window
+
+
+def _tables(graph: Graph, angles: tuple[onnx_ir.Value, onnx_ir.Value], spec: DecoderSpec) -> tuple[Array, Array]:
+    """Cosines and sines of every position, [context, head_dim / 2]."""
+    feeds = {"position_ids": np.arange(spec.context, dtype=np.int64)[None]}
+    cosine, sine = _evaluate(graph, angles, [feeds])[0]
+    shape = (1, spec.context, spec.head_dim // 2)
+    if cosine.shape != shape or sine.shape != shape:
+        raise Unfit(f"angles of shape {cosine.shape}, not {shape}")
+    return np.ascontiguousarray(cosine[0]), np.ascontiguousarray(sine[0])
+
+
+def _before_logits(graph: Graph) -> onnx_ir.Value:
+    """The normalized hidden states that the logits are computed from, position by position."""
+    logits = next((value for value in graph.graph.outputs if value.name == "logits"), None)
+    if logits is None:
+        raise Unfit("no output is called logits")
+    found: set[onnx_ir.Value] = set()
+    stack, seen = [logits], {logits}
+    while stack:
+        node = stack.pop().producer()
+        if node is None or node.op_type not in _ROWWISE:
+            raise Unfit(f"the logits come through {'an input' if node is None else node.op_type}")
+        for value in node.inputs:
+            if value is None or tensor_of(value) is not None or value in seen:
+                continue
+            seen.add(value)
+            maker = value.producer()
+            if maker is not None and maker.op_type in _NORMALIZATIONS:
+                found.add(value)
+            elif maker is not None and not _depends(value):
+                continue
+            else:
+                stack.append(value)
+    if len(found) != 1:
+        raise Unfit("the logits do not come from one normalization")
+    (value,) = found
+    if len(dims(value) or ()) != 3:
+        raise Unfit("hidden states of unknown rank")
+    return value
+
+
+def _depends(value: onnx_ir.Value) -> bool:
+    return bool(_inputs_of([value]))
+
+
+def _rewrite(graph: Graph, layers: Sequence[_Layer], tables: tuple[Array, Array] | None, window: int) -> None:
+    edit = Editor(graph, RULE)
+    first = next(iter(graph.graph))
+    edit.at(first, [layers[0].node])
+    mask = next(value for value in graph.graph.inputs if value.name == "attention_mask")
+    count = edit.op("ReduceSum", [mask, edit.ints([1], "axis")], {"keepdims": 0})
+    before = edit.op("Sub", [count, edit.ints([1], "one")])
+    lengths = edit.op("Cast", [before], {"to": int(onnx_ir.DataType.INT32)}, hint="seqlens_k")
+    size = edit.op("Gather", [edit.op("Shape", [mask]), edit.ints(1, "axis")])
+    total = edit.op("Cast", [size], {"to": int(onnx_ir.DataType.INT32)}, hint="total_sequence_length")
+    turning = [
+        edit.initializer(table, name) for table, name in zip(tables or (), ("cos_cache", "sin_cache"), strict=False)
+    ]
+    dead: list[onnx_ir.Node] = []
+    for layer in layers:
+        node = layer.node
+        edit.at(node, [node])
+        attributes: dict[str, Any] = {
+            "num_heads": layer.heads,
+            "kv_num_heads": layer.kv_heads,
+            "do_rotary": int(bool(turning)),
+            "rotary_interleaved": layer.interleaved,
+            "local_window_size": window,
+        }
+        if (scale := attribute(node, "scale")) is not None:
+            attributes["scale"] = float(scale)
+        if softcap := attribute(node, "softcap", 0.0):
+            attributes["softcap"] = float(softcap)
+        inputs = [layer.query, layer.key, layer.value, *node.inputs[4:6], lengths, total, *turning]
+        outputs = edit.ops(_OP, inputs, attributes, outputs=3, domain=_CONTRIB, hint=node.name, infer_types=False)
+        for index, (new, old) in enumerate(zip(outputs, node.outputs, strict=False)):
+            new.type, new.shape = old.type, old.shape
+            if index:  # as long as the buffer, not as the tokens in it
+                past = node.inputs[3 + index]
+                assert past is not None
+                new.shape = old.shape = past.shape
+            edit.replace(old, new)
+        dead.append(node)
+    edit.sweep(dead)
+    for value in [v for v in graph.graph.inputs if not v.uses() and not v.is_graph_output()]:
+        graph.graph.inputs.remove(value)
+
+
+def _last_only(graph: Graph, hidden: onnx_ir.Value) -> None:
+    """Compute the logits from :data:`LOGITS_FROM` on."""
+    edit = Editor(graph, "logits of the last position")
+    readers = [(use.node, use.idx) for use in hidden.uses()]
+    order = {node: index for index, node in enumerate(graph.graph)}
+    first = min((node for node, _ in readers), key=lambda node: order[node])
+    edit.at(first, [first])
+    start = edit.ints([-1], LOGITS_FROM)
+    graph.graph.inputs.append(start)  # an input with a default: who does not know it gets the last position
+    inputs = [hidden, start, edit.ints([np.iinfo(np.int64).max], "end"), edit.ints([1], "axis")]
+    shape = [*(hidden.shape or ())]
+    positions = onnx_ir.SymbolicDim("positions")
+    cut = edit.op("Slice", inputs, dtype=hidden.dtype, shape=[shape[0], positions, shape[2]])
+    for node, index in readers:
+        node.replace_input_with(index, cut)
+    # Everything behind has so many positions, too.
+    stack = [cut]
+    while stack:
+        for use in list(stack.pop().uses()):
+            for value in use.node.outputs:
+                if value.shape is not None and len(value.shape) == 3:
+                    value.shape = onnx_ir.Shape([value.shape[0], positions, value.shape[2]])
+                stack.append(value)
