@@ -173,7 +173,8 @@ class _Buffer:
 
     def _room(self, length: int) -> None:
         if length > self._capacity:
-            self._replace(lambda array: _grown(array, _blocks(max(length, 2 * self._capacity)), self.length))
+            capacity = _blocks(max(length, 2 * self._capacity))
+            self._replace(lambda array: _grown(array, capacity, self.length))
 
     def _replace(self, make: Any) -> None:
         self._bindings.clear()

@@ -27,11 +27,9 @@ class CacheBinding:
     def __init__(self, session: Session, cache: Mapping[str, Array]) -> None:
         self._session = session
         self._binding = session.binding()
-        # Outputs come back in the order they were bound in: the logits first.
-        self._logits = "logits"
         self._arrays = dict(cache)
         self._values = {name: OrtValue.ortvalue_from_numpy(array) for name, array in cache.items()}
-        self._binding.bind_output(self._logits, "cpu")
+        self._binding.bind_output("logits", "cpu")  # outputs come back in this order: the logits first
         for name, value in self._values.items():
             self._binding.bind_ortvalue_input(name, value)
             self._binding.bind_ortvalue_output("present." + name.split(".", 1)[1], value)
@@ -40,6 +38,7 @@ class CacheBinding:
         """Logits [batch, positions, vocabulary], valid until the next run."""
         for name, array in feeds.items():
             self._binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)))
+        self._binding.bind_output("logits", "cpu")  # anew: their number of positions may differ
         self._session.run_bound(self._binding, feeds)
         logits: Array = to_numpy(self._binding._iobinding.get_outputs()[0])
         return logits

@@ -85,7 +85,8 @@ class Session:
         self.outputs: tuple[TensorSpec, ...] = tuple(_spec(item) for item in self._session.get_outputs())
         """What the model gives."""
         self._output_names = [spec.name for spec in self.outputs]
-        self._input_names = frozenset(spec.name for spec in self.inputs)
+        optional = [item.name for item in self._session.get_overridable_initializers()]
+        self._input_names = frozenset([*(spec.name for spec in self.inputs), *optional])
         ends = (*self._session.get_inputs(), *self._session.get_outputs())
         plain = all(item.type.startswith("tensor(") for item in ends)
         self._by_value = plain and all(spec.dtype != "STRING" for spec in self.inputs)

@@ -40,7 +40,7 @@ class MergeProducts(Pass):
         edit = Editor(graph, RULE)
         shared: dict[onnx_ir.Value, list[onnx_ir.Node]] = {}
         for node in graph.graph:
-            if is_op(node, "MatMul", "Gemm") and node.inputs[0] is not None and _chain(node.inputs[1]):
+            if is_op(node, "MatMul", "Gemm") and node.inputs[0] is not None and _chain(node.inputs[1]) is not None:
                 shared.setdefault(node.inputs[0], []).append(node)
         for nodes in shared.values():
             if len(nodes) > 1:

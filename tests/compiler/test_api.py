@@ -54,7 +54,8 @@ def test_presets(network: Callable, preset: str, least: float, most: float) -> N
     error = np.linalg.norm(y - made.y) / np.linalg.norm(made.y)
     assert least <= error <= most
     assert compiled.report.error == pytest.approx(error, rel=1e-2, abs=1e-6)
-    assert compiled.report.error == pytest.approx(compiled.report.passes[-1].error, rel=1e-3, abs=1e-7)
+    lost = max(item.error or 0.0 for item in compiled.report.passes)  # one pass loses, the others nothing
+    assert compiled.report.error == pytest.approx(lost, rel=1e-3, abs=1e-7)
     assert compiled.report.nonstandard == ({} if preset == "default" else {"com.microsoft.MatMulNBits": 2})
 
 
@@ -108,6 +109,7 @@ def test_export_and_load(network: Callable, tmp_path: Path, target: str) -> None
         "recover",
         "rotate(only_calibrated=true)",
         "quantize(scheme=w4a16)",
+        "merge_products",
     )
     assert loaded.report == report
     assert sorted(item.name for item in tmp_path.iterdir() if item.name.startswith("small")) == ["small.onnx"]
@@ -197,7 +199,7 @@ def test_a_model_that_was_compiled_and_loaded_with_onnx_compiles_again(network: 
     burnish.export(made.path, tmp_path / "a.onnx", cache=False)
     again = burnish.compile(onnx.load(tmp_path / "a.onnx"), passes="w8a16")
     again.save(tmp_path / "b.onnx")
-    assert burnish.load(tmp_path / "b.onnx").manifest.passes[-1] == "quantize(scheme=w8a16)"
+    assert burnish.load(tmp_path / "b.onnx").manifest.passes[-2] == "quantize(scheme=w8a16)"
 
 
 def test_a_runtime_that_is_too_old(network: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,7 +149,8 @@ print(json.dumps([ids.tolist(), sorted(heavy & set(sys.modules))]))
 
 def test_decoder_shares_its_embedding(llama: Llama) -> None:
     report = burnish.compile(llama.folder, passes="w4a16(symmetric=true)", cache=False).report
-    assert report.operators["com.microsoft.MatMulNBits"] == 15
+    # Of 15: queries, keys and values are one product, gate and up another.
+    assert report.operators["com.microsoft.MatMulNBits"] == 9
     assert report.operators["com.microsoft.GatherBlockQuantized"] == 1
     # The table counts once: 4.5 bits a weight, plus norms, rotary frequencies and shapes in full precision.
     assert report.bits_per_weight < 5.2

@@ -26,6 +26,8 @@ class Decoder:
     session: Session
     decoder: DecoderSpec | None
     eager: Any = None
+    generation: Session | None = None
+    prefill: Session | None = None
 
 
 @pytest.fixture(scope="module")

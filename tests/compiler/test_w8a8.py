@@ -41,9 +41,9 @@ def test_encoder_keeps_its_directions(minilm: Path, tmp_path: Path) -> None:
     cosine = (found["default"] * found["w8a8"]).sum(axis=1)
     # Measured 0.9987; with symmetric ranges of the inputs 0.9970, and in float32 the 8-bit weights alone 0.9996.
     assert 0.998 <= cosine.mean() < 1 - 1e-6 and cosine.min() >= 0.997
-    # 36 products in six layers, and the pooler's; query, key and value read one input.
+    # Four products in each of six layers, and the pooler's: query, key and value are one.
     count = running(tmp_path / "m.onnx")
-    assert count["MatMulIntegerToFloat"] == 37 and count["ReduceMax"] == 25
+    assert count["MatMulIntegerToFloat"] == 25 and count["ReduceMax"] == 25
     assert "MatMulNBits" not in count and "DequantizeLinear" not in count
 
 

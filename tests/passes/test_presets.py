@@ -17,11 +17,11 @@ def test_presets_parse_and_run_in_order(name: str) -> None:
 
 def test_what_the_presets_hold() -> None:
     assert parse("default") == [Canonicalize(), Recover()]
-    four, eight = parse("w4a16")[-1], parse("w8a16")[-1]
+    four, eight = parse("w4a16")[-2], parse("w8a16")[-2]
     assert isinstance(four, Quantize) and isinstance(eight, Quantize)
     assert (four.resolved.bits, four.resolved.group_size) == (4, 64)
     assert eight.resolved.bits == 8
-    integer = parse("w8a8")[-1]
+    integer = parse("w8a8")[-2]
     assert isinstance(integer, Quantize)
     assert (integer.resolved.bits, integer.resolved.group_size, integer.resolved.symmetric) == (8, 0, True)
     assert integer.resolved.activations == Activations(granularity="token", dynamic=True)

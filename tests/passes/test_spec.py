@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 from burnish.ir.errors import OptionError
-from burnish.passes import Canonicalize, Quantize, Recover, Rotate
+from burnish.passes import Canonicalize, MergeProducts, Quantize, Recover, Rotate
 from burnish.passes.base import Context, Outcome, Pass, Stage
 from burnish.passes.spec import annotation_text, check_order, format_pass, format_passes, implied, make, parse
 
@@ -40,10 +40,10 @@ def test_names_and_options() -> None:
 
 def test_presets_take_options_of_their_passes() -> None:
     before = [Canonicalize(), Recover(), Rotate(only_calibrated=True)]
-    assert parse("w4a16") == [*before, Quantize("w4a16")]
-    assert parse("w4a16(group_size=32)") == [*before, Quantize("w4a16", group_size=32)]
+    assert parse("w4a16") == [*before, Quantize("w4a16"), MergeProducts()]
+    assert parse("w4a16(group_size=32)") == [*before, Quantize("w4a16", group_size=32), MergeProducts()]
     assert parse("default(rotary=false)") == [Canonicalize(), Recover(rotary=False)]
-    assert parse("w4a16,quantize(bits=8)")[3:] == [Quantize("w4a16"), Quantize(bits=8)]
+    assert parse("w4a16,quantize(bits=8)")[3:] == [Quantize("w4a16"), MergeProducts(), Quantize(bits=8)]
 
 
 def test_lists_mix_passes_and_text() -> None:
