@@ -30,8 +30,6 @@ from .text import calibration_text, held_out_text, load_tokenizer, windows
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOAT = "float32"
-SEQUENCES = 32
-"""Calibration sequences of 512 tokens."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,12 @@ class Recipe:
 
     Attributes:
         passes: the specification.
-        data: whether it gets the calibration sequences.
+        data: how many calibration sequences of 512 tokens it gets.
         limit: what the ratio of perplexities must not be above, if something is asked of it.
     """
 
     passes: str
-    data: bool = True
+    data: int = 32
     limit: float | None = None
 
 
@@ -55,27 +53,28 @@ _W3 = "bits=3,group_size=128,overrides={'lm_head':'float'}"
 _FINER = "{" + ",".join(f"'*.{name}':{{'group_size':32}}" for name in ("k_proj", "v_proj", "o_proj")) + "}"
 
 RECIPES: dict[str, Recipe] = {
-    FLOAT: Recipe("default", data=False),
-    "g64 RTN": Recipe("quantize", data=False),
+    FLOAT: Recipe("default", data=0),
+    "g64 RTN": Recipe("quantize", data=0),
     "g64 clip search": Recipe("quantize(method=clip)"),
     "g64 AWQ + clip search": Recipe("scale_salient_channels,quantize(method=clip)"),
     "g64 RTN + LoRC, rank 8": Recipe("quantize(method=rtn),compensate_low_rank(exclude=lm_head)"),
     "g64 OWQ, 4 columns": Recipe("quantize(keep_columns=4)"),
     "g64 AWQ + RTN": Recipe("scale_salient_channels,quantize(method=rtn)"),
-    "g64 rotation + RTN": Recipe("rotate,quantize", data=False),
+    "g64 rotation + RTN": Recipe("rotate,quantize", data=0),
     "g64 GPTQ": Recipe("quantize(rounds=0)"),
     "g64 GPTQ, refined": Recipe("quantize"),
     "g64 AWQ + GPTQ, refined": Recipe("scale_salient_channels,quantize"),
     "g64 rotation + GPTQ": Recipe("rotate,quantize(rounds=0)"),
     "g64 rotation + GPTQ, refined": Recipe("rotate,quantize", limit=1.15),
     "g64 rotation + GPTQ, refined + LoRC, rank 8": Recipe("rotate,quantize,compensate_low_rank(exclude=lm_head)"),
-    "mix: g64 symmetric, k, v and o in g32": Recipe(f"rotate,quantize(symmetric=true,overrides={_FINER})", limit=1.08),
-    "g32 RTN": Recipe("quantize(group_size=32)", data=False),
+    "g64 rotation + GPTQ, refined, 80 sequences": Recipe("rotate,quantize", data=80, limit=1.08),
+    "mix: g64 symmetric, k, v and o in g32": Recipe(f"rotate,quantize(symmetric=true,overrides={_FINER})"),
+    "g32 RTN": Recipe("quantize(group_size=32)", data=0),
     "g32 GPTQ, refined": Recipe("quantize(group_size=32)"),
     "g32 rotation + GPTQ, refined": Recipe("rotate,quantize(group_size=32)", limit=1.10),
-    "g32 RTN, table in 8 bits": Recipe(f"quantize(group_size=32,{_TABLE})", data=False),
+    "g32 RTN, table in 8 bits": Recipe(f"quantize(group_size=32,{_TABLE})", data=0),
     "g32 rotation + GPTQ, refined, table in 8 bits": Recipe(f"rotate,quantize(group_size=32,{_TABLE})", limit=1.06),
-    "3 bits g128 products RTN": Recipe(f"quantize({_W3})", data=False),
+    "3 bits g128 products RTN": Recipe(f"quantize({_W3})", data=0),
     "3 bits g128 products GPTQ, refined": Recipe(f"quantize({_W3})"),
     "3 bits g128 products rotation + GPTQ, refined": Recipe(f"rotate,quantize({_W3})"),
 }
@@ -87,7 +86,7 @@ def compress(name: str, folder: Path) -> None:
     recipe = RECIPES[name]
     calibration = None
     if recipe.data:
-        tokens = windows(load_tokenizer(model_path("smollm2")), calibration_text(), SEQUENCES)
+        tokens = windows(load_tokenizer(model_path("smollm2")), calibration_text(), recipe.data)
         calibration = [{"input_ids": row[None]} for row in tokens]
     export(model_path("smollm2"), folder, passes=recipe.passes, calibration=calibration, cache=False)
 
@@ -157,7 +156,7 @@ def row(name: str, work: Path, count: int) -> dict[str, Any]:
     weights = manifest.get("weights")
     return {
         "passes": RECIPES[name].passes,
-        "calibrated": RECIPES[name].data,
+        "sequences": RECIPES[name].data,
         **figures,
         "bits_per_weight": round(8 * manifest["weight_bytes"] / weights, 4) if weights else 32.0,
         "seconds": usage.seconds,
