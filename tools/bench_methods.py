@@ -50,7 +50,10 @@ class Recipe:
 _TABLE = "overrides={'lm_head':'w8a16'}"
 _W3 = "bits=3,group_size=128,overrides={'lm_head':'float'}"
 
-_FINER = "{" + ",".join(f"'*.{name}':{{'group_size':32}}" for name in ("k_proj", "v_proj", "o_proj")) + "}"
+_DOWN = "keep_columns=4,keep_in='*.down_proj'"
+_SYMMETRIC = (
+    "overrides={" + ",".join(f"'*.{name}':{{'symmetric':true}}" for name in ("q_proj", "k_proj", "o_proj")) + "}"
+)
 
 RECIPES: dict[str, Recipe] = {
     FLOAT: Recipe("default", data=0),
@@ -67,8 +70,11 @@ RECIPES: dict[str, Recipe] = {
     "g64 rotation + GPTQ": Recipe("rotate,quantize(rounds=0)"),
     "g64 rotation + GPTQ, refined": Recipe("rotate,quantize", limit=1.15),
     "g64 rotation + GPTQ, refined + LoRC, rank 8": Recipe("rotate,quantize,compensate_low_rank(exclude=lm_head)"),
-    "g64 rotation + GPTQ, refined, 80 sequences": Recipe("rotate,quantize", data=80, limit=1.08),
-    "mix: g64 symmetric, k, v and o in g32": Recipe(f"rotate,quantize(symmetric=true,overrides={_FINER})"),
+    "g64 rotation + GPTQ, refined, 80 sequences": Recipe("rotate,quantize", data=80),
+    "g64 rotation + GPTQ, refined + OWQ of down": Recipe(f"rotate,quantize({_DOWN})"),
+    "mix: g64, q, k and o symmetric, rotation + GPTQ, refined + OWQ of down": Recipe(
+        f"rotate,quantize({_DOWN},{_SYMMETRIC})", limit=1.08
+    ),
     "g32 RTN": Recipe("quantize(group_size=32)", data=0),
     "g32 GPTQ, refined": Recipe("quantize(group_size=32)"),
     "g32 rotation + GPTQ, refined": Recipe("rotate,quantize(group_size=32)", limit=1.10),

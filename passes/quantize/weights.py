@@ -51,6 +51,7 @@ class Quantize(Pass):
             to them; 0 leaves what GPTQ found.
         keep_columns: so many input channels of each product, those that rounding hurts most, stay in floating point in
             a thin product beside it (OWQ, Lee et al. 2024); calibration inputs are needed.
+        keep_in: selectors of the products that keep columns; all if empty.
 
     Raises:
         OptionError: a scheme or value that no kernel takes.
@@ -70,6 +71,7 @@ class Quantize(Pass):
     method: str = "auto"
     rounds: int = refine.ROUNDS
     keep_columns: int = 0
+    keep_in: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -88,11 +90,12 @@ class Quantize(Pass):
         # Frozen and hashable: mappings become tuples.
         frozen = tuple((key, tuple(sorted(v.items())) if isinstance(v, Mapping) else v) for key, v in pairs)
         object.__setattr__(self, "overrides", frozen)
-        for name in ("include", "exclude"):
+        for name in ("include", "exclude", "keep_in"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         selectors.parse_all(self.include)
         selectors.parse_all(self.exclude)
+        selectors.parse_all(self.keep_in)
         self._overrides(base)
 
     @property
@@ -116,6 +119,8 @@ class Quantize(Pass):
         candidates = [node for weight in targets.weights for node in weight.users]
         candidates += [node for node, _ in targets.others]
         plan.check(candidates)
+        keep_in = selectors.parse_all(self.keep_in)
+        selectors.require_matches(keep_in, candidates, "products and embeddings")
         chosen: list[tuple[Weight, Scheme]] = []
         for weight in targets.weights:
             totals.found += len(weight.products)
@@ -156,11 +161,10 @@ class Quantize(Pass):
                 tensors = _nearest(weight, scheme)
             else:
                 context.progress(done, len(chosen), f"{method} {weight.value.name}")
-                keep = 0
-                if self.keep_columns and (why := _not_kept(weight, scheme)) is not None:
+                keep = self.keep_columns if not keep_in or _matches(keep_in, weight) else 0
+                if keep and (why := _not_kept(weight, scheme)) is not None:
                     outcome.missed(_where(weight), f"no columns are kept: {why}", weight=weight.value.name)
-                else:
-                    keep = self.keep_columns
+                    keep = 0
                 rounded = rounder.codes(weight, scheme, keep)
                 tensors = ready(rounded.codes, weight, scheme)
             figures = _rewrite(edit, weight, scheme, tensors, order)
@@ -267,6 +271,10 @@ def _nearest(weight: Weight, scheme: Scheme) -> Tensors:
             raise ModelError(f"{error}", where=where, fix="exclude it, or repair the model") from error
 
     return deferred(compute, weight, scheme)
+
+
+def _matches(wanted: Sequence[selectors.Selector], weight: Weight) -> bool:
+    return any(selectors.first(wanted, node) is not None for node in weight.users)
 
 
 def _not_kept(weight: Weight, scheme: Scheme) -> str | None:

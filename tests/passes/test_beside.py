@@ -72,6 +72,16 @@ def test_kept_columns_beat_plain_rounding(
     assert [node.inputs[1].const_value.numpy().tolist() for node in chosen] == [[7, 40]] * 2  # type: ignore[union-attr]
 
 
+def test_only_selected_products_keep_columns(
+    network: tuple[onnx_ir.Model, Feeds], calibrated: Calibrated, outputs: Outputs
+) -> None:
+    graph, feeds = network
+    for node in graph.graph:
+        node.metadata_props["burnish.module"] = f"block.{node.op_type}"
+    _, outcomes = errors(graph, feeds, calibrated, outputs, Quantize(keep_columns=2, keep_in="*.Gemm"))
+    assert ["kept_columns" in r.values for r in outcomes[0].remarks if "weight" in r.values] == [False, True]
+
+
 def test_kept_columns_make_up_for_the_others() -> None:
     """The closed form is the least squares solution, and its error is that on the Schur complement."""
     x = correlated(500, 24)
