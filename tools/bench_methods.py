@@ -50,10 +50,8 @@ class Recipe:
 _TABLE = "overrides={'lm_head':'w8a16'}"
 _W3 = "bits=3,group_size=128,overrides={'lm_head':'float'}"
 
-_DOWN = "keep_columns=4,keep_in='*.down_proj'"
-_SYMMETRIC = (
-    "overrides={" + ",".join(f"'*.{name}':{{'symmetric':true}}" for name in ("q_proj", "k_proj", "o_proj")) + "}"
-)
+_OWQ = "keep_columns=2,keep_in=['*.down_proj','*.o_proj']"
+_SYMMETRIC = "overrides={'*.q_proj':{'symmetric':true},'*.k_proj':{'symmetric':true}}"
 
 RECIPES: dict[str, Recipe] = {
     FLOAT: Recipe("default", data=0),
@@ -70,10 +68,8 @@ RECIPES: dict[str, Recipe] = {
     "g64 rotation + GPTQ": Recipe("rotate,quantize(rounds=0)"),
     "g64 rotation + GPTQ, refined": Recipe("rotate,quantize", limit=1.15),
     "g64 rotation + GPTQ, refined + LoRC, rank 8": Recipe("rotate,quantize,compensate_low_rank(exclude=lm_head)"),
-    "g64 rotation + GPTQ, refined, 80 sequences": Recipe("rotate,quantize", data=80),
-    "g64 rotation + GPTQ, refined + OWQ of down": Recipe(f"rotate,quantize({_DOWN})"),
-    "mix: g64, q, k and o symmetric, rotation + GPTQ, refined + OWQ of down": Recipe(
-        f"rotate,quantize({_DOWN},{_SYMMETRIC})", limit=1.08
+    "mix of 4.6 bits: g64, q and k symmetric, rotation + GPTQ, refined + OWQ of down and o, 64 sequences": Recipe(
+        f"rotate,quantize({_OWQ},{_SYMMETRIC})", data=64, limit=1.08
     ),
     "g32 RTN": Recipe("quantize(group_size=32)", data=0),
     "g32 GPTQ, refined": Recipe("quantize(group_size=32)"),

@@ -37,20 +37,29 @@ def add(edit: Editor, node: onnx_ir.Node, make: Callable[[onnx_ir.Value], onnx_i
 
 
 def columns(edit: Editor, node: onnx_ir.Node, which: Array, weights: Array) -> None:
-    """Multiply some input channels by float weights.
+    """Multiply some input channels by float weights, stored in 16 bits; the session widens them once, when it is made.
 
     Args:
         edit: of the main graph.
         node: the product.
         which: int64 ``[count]``.
-        weights: ``[n, count]``, of the type of the product's input.
+        weights: ``[n, count]``, of a type that :func:`stored` gives.
     """
 
     def make(x: onnx_ir.Value) -> onnx_ir.Value:
         some = edit.op("Gather", [x, edit.ints([int(c) for c in which], "columns")], {"axis": -1})
-        return edit.op("MatMul", [some, edit.initializer(weights.T.copy(), f"{node.name or 'product'}.columns")])
+        value = edit.initializer(np.ascontiguousarray(weights.T), f"{node.name or 'product'}.columns")
+        if value.dtype != x.dtype and x.dtype is not None:
+            value = edit.op("Cast", [value], {"to": int(x.dtype)})
+        return edit.op("MatMul", [some, value])
 
     add(edit, node, make)
+
+
+def stored(weights: Array, dtype: onnx_ir.DataType) -> Array:
+    """Kept weights as they are stored: float16 where the product has float32 and none is too large for it."""
+    small = dtype == onnx_ir.DataType.FLOAT and np.abs(weights).max(initial=0) < np.finfo(np.float16).max
+    return weights.astype(np.float16 if small else dtype.numpy())
 
 
 def low_rank(edit: Editor, node: onnx_ir.Node, first: Array, second: Array) -> None:

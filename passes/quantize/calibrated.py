@@ -13,7 +13,7 @@ from ...ir.errors import CalibrationError, ModelError
 from ...ir.graph import Graph, tensor_of
 from ..base import Context
 from ..statistics import Hessian
-from . import columns, gptq, ranges, refine, rtn
+from . import beside, columns, gptq, ranges, refine, rtn
 from .rtn import Array, Codes
 from .scheme import Scheme
 from .targets import Weight
@@ -119,7 +119,7 @@ class Calibrated:
         left = matrix - rtn.dequantize(codes, scheme, k)
         kept: Array | None = None
         if which is not None:
-            kept = columns.kept(left, hessian, which).astype(precision)
+            kept = beside.stored(columns.kept(left, hessian, which), tensor.dtype)
             left[:, which] -= kept.astype(np.float32)
         figures: dict[str, Any] = {"method": self._method}
         for name, lost in (("output_error", gptq.output_error(left, hessian)), ("output_error_rtn", plain)):
