@@ -22,6 +22,8 @@ MANIFEST_FILE = "burnish.json"
 MODEL_FILE = "model.onnx"
 GENERATION_FILE = "generate.onnx"
 """In a folder: the decoder with its cache in place, on the weights of the model file."""
+GENAI_FILE = "genai_config.json"
+"""In a folder: what ``onnxruntime-genai`` wants to know of the generation graph."""
 PREFILL_FILE = "prefill.onnx"
 """In a folder: the same for prompts, with weights of its own."""
 FORMAT = 1

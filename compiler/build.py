@@ -291,8 +291,8 @@ def _compile(
     remarks += observe.remarks if observe is not None else []
     if decoder is not None:
         with _timed(seconds, "generation graph"):
-            name, said = add_generation(path, decoder)
-        companions |= {name} if name else set()
+            names, said = add_generation(path, decoder)
+        companions |= set(names)
         backend += said
     if how.prefill is not None:
         with _timed(seconds, "prefill graph"):

@@ -7,7 +7,7 @@ for long prompts, on the same buffer.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from ..backends.onnxruntime.binding import CacheBinding
 from ..backends.onnxruntime.session import OrtValue, Session, to_numpy
 from ..ir.errors import InputError, OptionError, UnsupportedError
 from ..ir.signature import DecoderSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
 Array = np.ndarray[Any, Any]
 
@@ -44,6 +47,10 @@ class Decodes(Protocol):
     def decoder(self) -> DecoderSpec | None:
         """What the graphs take and give."""
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Turns text into tokens and back."""
+
 
 class Decoding:
     """A decoder and its cache between two steps.
@@ -55,7 +62,8 @@ class Decoding:
         padded: whether rows are padded on the left, which needs the general graph.
 
     Attributes:
-        length: tokens fed so far to each row, padding included.
+        batch: rows.
+        tokens: what was fed so far, [batch, length], padding included.
 
     Raises:
         UnsupportedError: the model is no decoder.
@@ -64,6 +72,8 @@ class Decoding:
     def __init__(self, model: Decodes, batch: int, capacity: int | None = None, *, padded: bool = False) -> None:
         if model.decoder is None:
             raise UnsupportedError("the model is no decoder with a KV cache", fix="compile a causal language model")
+        self.batch = batch
+        self.tokens: Array = np.zeros((batch, 0), np.int64)
         generation = None if padded else model.generation
         self._memory: _Buffer | _Copies
         if generation is not None:
@@ -101,6 +111,7 @@ class Decoding:
                 fix="pass one column for each token so far",
             )
         logits = self._memory.step(ids, mask, every)
+        self.tokens = np.concatenate([self.tokens, ids], axis=1)
         return logits if every else logits[:, -1]
 
     def rewind(self, length: int) -> None:
@@ -112,10 +123,24 @@ class Decoding:
         if not 0 <= length <= self.length:
             raise OptionError(f"{length} tokens cannot be kept of {self.length}", fix="rewind to fewer")
         self._memory.rewind(length)
+        self.tokens = self.tokens[:, :length]
+
+    def reuse(self, ids: Array) -> int:
+        """Forget all but what these tokens [batch, sequence] begin with, and how many columns that is.
+
+        The last column is never among them: its logits are wanted.
+        """
+        width = min(self.length, ids.shape[1] - 1)
+        same = (self.tokens[:, :width] == ids[:, :width]).all(axis=0)
+        kept = width if same.all() else int(same.argmin())
+        self.rewind(kept)
+        return kept
 
     def select(self, rows: Any) -> None:
         """Go on with these rows, in this order; a row may be taken more than once."""
-        self._memory.select(np.asarray(rows, dtype=np.int64))
+        rows = np.asarray(rows, dtype=np.int64)
+        self._memory.select(rows)
+        self.tokens, self.batch = self.tokens[rows], len(rows)
 
     def reset(self) -> None:
         """Forget everything."""

@@ -5,17 +5,99 @@ What a model remembers of a sequence is in :mod:`.decoding`; of the logits only 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..ir.errors import InputError, OptionError, UnsupportedError
+from ..ir.errors import InputError, OptionError, UnsupportedError, nearest
 from ..ir.signature import DecoderSpec
+from .beam import beam_search
 from .decoding import Decodes, Decoding
+from .prompt import Prompt, check_prompt, read_prompt
+from .sampling import Sampler
+from .speculate import Draft, PromptLookup, Proposer
 
+__all__ = ["Continuation", "GenerationOptions", "Sampler", "generate", "tokens"]
 Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to continue; the names are those of ``transformers`` where it has them.
+
+    Attributes:
+        max_new_tokens: most tokens to add.
+        temperature: 0 takes the likeliest token; above 0 samples, flatter as it grows.
+        top_k: sample among this many likeliest tokens.
+        top_p: sample among the likeliest tokens that together have this probability.
+        repetition_penalty: above 1 makes tokens that were there before less likely (CTRL).
+        seed: of the sampler; the same seed gives the same tokens.
+        end_tokens: ids that end a row; those of the model's generation configuration if not given.
+        pad_token: what fills a row after its end; the first end token if not given.
+        stop_strings: a row ends when its new text holds one of these; needs the model's tokenizer.
+        num_return_sequences: continuations of each row; the prompt is read once for all of them.
+        num_beams: partial continuations kept by beam search; 1 does without.
+        length_penalty: beam search divides log probabilities by length to this power.
+        prompt_lookup_num_tokens: most tokens to guess from repetitions in the text, checked in one step; one row only.
+        assistant_model: a smaller decoder that guesses; one row only.
+        num_assistant_tokens: most tokens that it guesses at a time.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    end_tokens: int | Iterable[int] | None = None
+    pad_token: int | None = None
+    stop_strings: str | Sequence[str] | None = None
+    num_return_sequences: int = 1
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    prompt_lookup_num_tokens: int | None = None
+    assistant_model: Any = None
+    num_assistant_tokens: int = 8
+
+    def __post_init__(self) -> None:
+        _number("max_new_tokens", self.max_new_tokens, 0)
+        _number("num_return_sequences", self.num_return_sequences, 1)
+        _number("num_beams", self.num_beams, 1)
+        if self.num_beams > 1 and self.temperature:
+            raise OptionError("beam search takes the likeliest tokens", fix="set temperature to 0, or num_beams to 1")
+        if self.num_beams > 1 and self.stop_strings:
+            raise OptionError("beam search knows no stop_strings", fix="leave one of the two out")
+        if self.num_return_sequences > max(self.num_beams, 1) and not self.temperature:
+            raise OptionError(
+                f"num_return_sequences={self.num_return_sequences} would all be the same",
+                fix="set temperature above 0, or num_beams to as many",
+            )
+        guessing = self.prompt_lookup_num_tokens is not None or self.assistant_model is not None
+        if self.prompt_lookup_num_tokens is not None and self.assistant_model is not None:
+            raise OptionError("two ways to guess ahead", fix="pass prompt_lookup_num_tokens or assistant_model")
+        if guessing and (self.num_beams > 1 or self.num_return_sequences > 1):
+            raise OptionError("guessing ahead works for one continuation", fix="leave num_beams and the like out")
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> GenerationOptions:
+        """From names and values.
+
+        Raises:
+            OptionError: a name does not exist, or a value makes no sense.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            if name not in names:
+                raise OptionError(f"generate() has no option {name!r}", fix=nearest(name, names))
+        return cls(**options)
+
+
+def _number(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise OptionError(f"{name}={value!r} is not a number of {least} or more", fix=f"pass {least} or more")
 
 
 def generate(
@@ -23,14 +105,9 @@ def generate(
     input_ids: Any,
     attention_mask: Any = None,
     *,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
-    end_tokens: int | Iterable[int] | None = None,
-    pad_token: int | None = None,
     stream: Callable[[Array], object] | None = None,
+    cache: Decoding | None = None,
+    **options: Any,
 ) -> Any:
     """Continue ``input_ids`` until every row has an end token or ``max_new_tokens`` were added.
 
@@ -39,236 +116,217 @@ def generate(
         input_ids: tokens, [batch, prompt] or [prompt]: a NumPy array, a torch tensor, or lists. Rows of lists may
             differ in length; rows of an array are padded on the left and need ``attention_mask``.
         attention_mask: [batch, prompt], 1 for tokens and 0 for padding; all tokens if not given.
-        max_new_tokens: most tokens to add.
-        temperature: 0 takes the likeliest token; above 0 samples, flatter as it grows.
-        top_k: sample among this many likeliest tokens.
-        top_p: sample among the likeliest tokens that together have this probability.
-        seed: of the sampler; the same seed gives the same tokens.
-        end_tokens: ids that end a row; those of the model's generation configuration if not given.
-        pad_token: what fills a row after its end; the first end token if not given.
         stream: called with the new tokens [batch] after every step.
+        cache: what the model remembers of an earlier call, from :meth:`CompiledModel.decoding`; of the prompt only what
+            does not stand in it is read.
+        options: the fields of :class:`GenerationOptions`.
 
     Returns:
         Prompt and new tokens in the form of ``input_ids``: arrays and tensors [batch, prompt + new], rows that ended
-        early filled with ``pad_token``; lists without padding, each up to its own end token.
+        early filled with ``pad_token``; lists without padding, each up to its own end. With several
+        ``num_return_sequences`` those of one row stand behind each other.
 
     Raises:
         InputError: the tokens or the mask do not fit the model.
         OptionError: an option has a value that makes no sense.
         UnsupportedError: the model is no decoder.
     """
-    prompt = _prompt(input_ids, attention_mask)
-    ends = _ends(model, end_tokens)
-    steps = tokens(
-        model,
-        prompt.ids,
-        prompt.mask,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        end_tokens=ends,
-        pad_token=pad_token,
-    )
+    prompt = read_prompt(input_ids, attention_mask)
+    run = Continuation(model, prompt, GenerationOptions.of(options), cache)
+    if run.options.num_beams > 1:
+        if stream is not None:
+            raise OptionError("beam search knows its tokens only at the end", fix="leave stream or num_beams out")
+        return prompt.repeated(run.options.num_return_sequences).answer(*run.search())
     new = []
-    for step in steps:
+    for step in run:
         new.append(step)
         if stream is not None:
             stream(step)
-    added = np.stack(new, axis=1) if new else np.zeros((prompt.ids.shape[0], 0), dtype=np.int64)
-    return prompt.answer(added, ends)
+    rows = prompt.repeated(run.options.num_return_sequences)
+    added = np.stack(new, axis=1) if new else np.zeros((len(rows.ids), 0), dtype=np.int64)
+    return rows.answer(added, run.lengths)
 
 
 def tokens(
-    model: Decodes,
-    input_ids: Any,
-    attention_mask: Any = None,
-    *,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
-    end_tokens: int | Iterable[int] | None = None,
-    pad_token: int | None = None,
+    model: Decodes, input_ids: Any, attention_mask: Any = None, *, cache: Decoding | None = None, **options: Any
 ) -> Iterator[Array]:
-    """New tokens [batch], one step after the other, as they are made; options as for :func:`generate`.
+    """New tokens [batch], one step after the other, as they are made; arguments as for :func:`generate`.
 
     Raises:
         InputError: the tokens or the mask do not fit the model.
         OptionError: an option has a value that makes no sense.
         UnsupportedError: the model is no decoder.
     """
-    spec = _decoder(model)
-    prompt = _prompt(input_ids, attention_mask)
-    choose = Sampler(temperature, top_k, top_p, seed)
-    ends = _ends(model, end_tokens)
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
-        raise OptionError(f"max_new_tokens={max_new_tokens!r} is not a number of tokens", fix="pass 0 or more")
-    _check(prompt, spec, max_new_tokens)
-    return _steps(
-        model, prompt, choose, ends, ends[0] if pad_token is None and ends else pad_token or 0, max_new_tokens
-    )
+    run = Continuation(model, read_prompt(input_ids, attention_mask), GenerationOptions.of(options), cache)
+    if run.options.num_beams > 1:
+        raise OptionError("beam search knows its tokens only at the end", fix="use generate()")
+    return iter(run)
 
 
-def _steps(
-    model: Decodes, prompt: Prompt, choose: Sampler, ends: Sequence[int], pad: int, count: int
-) -> Iterator[Array]:
-    batch, length = prompt.ids.shape
-    decoding = Decoding(model, batch, length + count, padded=not prompt.mask.all())
-    running = np.ones(prompt.ids.shape[0], dtype=bool)
-    ids, mask = prompt.ids, prompt.mask
-    for step in range(count):
-        logits = decoding.step(ids, mask)
-        chosen = np.where(running, choose(logits), pad)
-        yield chosen
-        running &= ~np.isin(chosen, ends)
-        if not running.any() or step == count - 1:
-            return
-        ids = chosen[:, None]
-        mask = np.concatenate([mask, np.ones_like(ids)], axis=1)
-
-
-class Sampler:
-    """Chooses the next tokens from logits.
+class Continuation:
+    """One prompt being continued; iterated once, it gives the new tokens [rows] of each step.
 
     Args:
-        temperature: 0 takes the likeliest.
-        top_k: number of candidates.
-        top_p: probability that the candidates have together (Holtzman et al. 2020, nucleus sampling).
-        seed: of the random numbers.
-
-    Raises:
-        OptionError: an option is out of range.
-    """
-
-    def __init__(self, temperature: float, top_k: int | None, top_p: float | None, seed: int | None) -> None:
-        if not temperature >= 0:
-            raise OptionError(f"temperature={temperature} is negative", fix="use 0 for the likeliest token, or above")
-        if top_k is not None and top_k < 1:
-            raise OptionError(f"top_k={top_k} leaves no token", fix="use 1 or more, or None for all")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise OptionError(f"top_p={top_p} is no probability", fix="use a value above 0 and up to 1")
-        if temperature == 0 and (top_k is not None or top_p is not None):
-            raise OptionError("top_k and top_p have no effect at temperature 0", fix="set temperature above 0")
-        self._temperature, self._top_k, self._top_p = temperature, top_k, top_p
-        self._random = np.random.default_rng(seed)
-
-    def __call__(self, logits: Array) -> Array:
-        """One token for each row of ``logits`` [batch, vocabulary]."""
-        if self._temperature == 0:
-            return np.asarray(logits.argmax(axis=-1), dtype=np.int64)
-        return np.array([self._sample(row) for row in logits.astype(np.float64)], dtype=np.int64)
-
-    def _sample(self, logits: Array) -> int:
-        order = np.argsort(-logits, kind="stable")[: self._top_k]
-        scaled = logits[order] / self._temperature
-        weights = np.exp(scaled - scaled[0])
-        weights /= weights.sum()
-        if self._top_p is not None:
-            before = weights.cumsum() - weights
-            weights = weights[before < self._top_p]  # the token that reaches top_p still counts
-            weights /= weights.sum()
-        place = int(np.searchsorted(weights.cumsum(), self._random.random(), side="right"))
-        return int(order[min(place, len(weights) - 1)])
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Tokens in the form that the graph takes, and the way back to the caller's form.
+        model: a compiled decoder.
+        prompt: what to continue.
+        options: how.
+        cache: of an earlier call.
 
     Attributes:
-        ids: [batch, prompt] int64, padded on the left.
-        mask: [batch, prompt] int64.
-        given: what the caller passed.
-        single: whether that was one row.
+        options: how.
+        lengths: new tokens of each row that count, [rows]; up to its end.
+        steps: how often the model ran so far.
+
+    Raises:
+        InputError: the tokens do not fit the model.
+        OptionError: an option does not fit them.
+        UnsupportedError: the model is no decoder.
     """
 
-    ids: Array
-    mask: Array
-    given: Any
-    single: bool
-
-    def answer(self, added: Array, ends: Sequence[int]) -> Any:
-        """Prompt and ``added`` tokens [batch, new] as the caller passed the prompt."""
-        if isinstance(self.given, (list, tuple)):
-            rows = [self._row(index, added[index], ends) for index in range(len(added))]
-            return rows[0] if self.single else rows
-        result = np.concatenate([self.ids, added], axis=1)
-        result = result[0] if self.single else result
-        if isinstance(self.given, np.ndarray):
-            return result.astype(self.given.dtype)
-        return self.given.new_tensor(result)
-
-    def _row(self, index: int, added: Array, ends: Sequence[int]) -> list[int]:
-        stops = np.flatnonzero(np.isin(added, ends))
-        kept = added[: stops[0] + 1] if stops.size else added
-        return [int(token) for token in (*self.ids[index][self.mask[index] == 1], *kept)]
-
-
-def _prompt(input_ids: Any, attention_mask: Any) -> Prompt:
-    if isinstance(input_ids, Prompt):
-        return input_ids
-    ragged = isinstance(input_ids, (list, tuple)) and bool(input_ids) and all(_is_row(row) for row in input_ids)
-    if ragged and attention_mask is None:
-        rows = [np.asarray(row) for row in input_ids]
-        longest = max(len(row) for row in rows)
-        ids = np.stack([np.pad(row, (longest - len(row), 0)) for row in rows])
-        mask = np.stack([np.pad(np.ones(len(row), dtype=np.int64), (longest - len(row), 0)) for row in rows])
-    else:
-        ids = _array(input_ids, "input_ids")
-        mask = (
-            np.ones(ids.shape, dtype=np.int64) if attention_mask is None else _array(attention_mask, "attention_mask")
+    def __init__(
+        self, model: Decodes, prompt: Prompt, options: GenerationOptions, cache: Decoding | None = None
+    ) -> None:
+        spec = _decoder(model)
+        self.options = options
+        self._model, self._prompt, self._cache = model, prompt, cache
+        self._ends = _ends(spec, options.end_tokens)
+        self._pad = options.pad_token if options.pad_token is not None else self._ends[0] if self._ends else 0
+        self._choose = Sampler(
+            options.temperature, options.top_k, options.top_p, options.seed, options.repetition_penalty
         )
-    single = ids.ndim == 1
-    ids, mask = np.atleast_2d(ids), np.atleast_2d(mask)
-    if ids.ndim != 2 or ids.size == 0:
-        raise InputError(f"input_ids has shape {ids.shape}", fix="pass at least one token, [batch, prompt] or [prompt]")
-    if ids.dtype.kind not in "iu":
-        raise InputError(f"input_ids has element type {ids.dtype}", fix="pass integers, as the tokenizer returns them")
-    if mask.shape != ids.shape:
-        raise InputError(f"attention_mask has shape {mask.shape}, input_ids {ids.shape}", fix="make them the same")
-    if not np.isin(mask, (0, 1)).all():
-        raise InputError("attention_mask holds other values than 0 and 1", fix="pass 1 for tokens, 0 for padding")
-    return Prompt(ids.astype(np.int64), mask.astype(np.int64), input_ids, single)
+        check_prompt(prompt, spec, options.max_new_tokens)
+        self._stops = _stops(model, options.stop_strings)
+        self._proposer = self._guesser(spec)
+        self.lengths = np.zeros(len(prompt.ids) * options.num_return_sequences, np.int64)
+        self.steps = 0
+        if cache is not None and (cache.batch != len(prompt.ids) or not prompt.mask.all()):
+            raise InputError(
+                f"the cache is for {cache.batch} rows without padding",
+                where="cache",
+                fix=f"make one with decoding(batch={len(prompt.ids)}), or pass none",
+            )
+        if cache is not None and (options.num_return_sequences > 1 or options.num_beams > 1):
+            raise OptionError("a cache goes with one continuation of each row", fix="leave the cache out")
 
+    def _guesser(self, spec: DecoderSpec) -> Proposer | None:
+        options = self.options
+        if options.prompt_lookup_num_tokens is None and options.assistant_model is None:
+            return None
+        if len(self._prompt.ids) > 1:
+            raise OptionError("guessing ahead works for one row", fix="pass one prompt at a time")
+        if options.prompt_lookup_num_tokens is not None:
+            return PromptLookup(options.prompt_lookup_num_tokens)
+        return Draft(options.assistant_model, spec.vocabulary, options.num_assistant_tokens)
 
-def _is_row(row: Any) -> bool:
-    return isinstance(row, (list, tuple)) or (hasattr(row, "__len__") and getattr(row, "ndim", 0) == 1)
+    def __iter__(self) -> Iterator[Array]:
+        options, ids, mask = self.options, self._prompt.ids, self._prompt.mask
+        if options.max_new_tokens == 0:
+            return
+        decoding, logits = self._read_prompt()
+        if options.num_return_sequences > 1:
+            rows = np.repeat(np.arange(len(ids)), options.num_return_sequences)
+            decoding.select(rows)
+            ids, mask, logits = ids[rows], mask[rows], logits[rows]
+        # What the penalty looks at, and what a proposer continues; filled as tokens come.
+        seen = np.concatenate([ids, np.zeros((len(ids), options.max_new_tokens), np.int64)], axis=1)
+        first = np.where(mask.any(axis=1), mask.argmax(axis=1), 0)
+        self._running = np.ones(len(ids), bool)
+        self._length = length = ids.shape[1]
+        end = length + options.max_new_tokens
+        chosen = self._choose(logits, [row[start:length] for row, start in zip(seen, first, strict=True)])
+        while True:
+            yield self._keep(chosen, seen)
+            if self._length == end or not self._running.any():
+                return
+            fed = seen[:, self._length - 1 : self._length]
+            if self._proposer is not None:
+                taken = self._guess(self._proposer, decoding, seen[0], end)
+                for token in taken[:-1]:
+                    yield self._keep(np.array([token]), seen)
+                    if not self._running.any():
+                        return
+                chosen = np.array(taken[-1:])
+                continue
+            mask = np.concatenate([mask, np.ones_like(fed)], axis=1)
+            logits = decoding.step(fed, mask)
+            self.steps += 1
+            chosen = self._choose(logits, [row[s : self._length] for row, s in zip(seen, first, strict=True)])
 
+    def _read_prompt(self) -> tuple[Decoding, Array]:
+        ids, mask = self._prompt.ids, self._prompt.mask
+        fed, decoding = 0, self._cache
+        if decoding is None:
+            capacity = ids.shape[1] + self.options.max_new_tokens
+            decoding = Decoding(self._model, len(ids), capacity, padded=not mask.all())
+        else:
+            fed = decoding.reuse(ids)
+        self.steps += 1
+        return decoding, decoding.step(ids[:, fed:], mask)
 
-def _array(value: Any, name: str) -> Array:
-    if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
-    try:
-        return np.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{name} is a {type(value).__name__} that is no array of numbers",
-            fix="pass a NumPy array, a tensor or lists",
-        ) from error
+    def _keep(self, chosen: Array, seen: Array) -> Array:
+        chosen = np.where(self._running, chosen, self._pad)
+        seen[:, self._length] = chosen
+        self._length += 1
+        self.lengths += self._running
+        self._running &= ~np.isin(chosen, self._ends)
+        if (stop := self._stops) is not None:
+            for row in np.flatnonzero(self._running):
+                self._running[row] = not stop(seen[row, self._prompt.ids.shape[1] : self._length])
+        return chosen
 
+    def _guess(self, proposer: Proposer, decoding: Decoding, seen: Array, end: int) -> list[int]:
+        """Tokens that follow, one at least, of which the model has read all but the last."""
+        text = seen[: self._length]
+        guesses = proposer.propose(text, end - self._length - 1)
+        ids = np.array([[seen[self._length - 1], *guesses]])
+        before = decoding.length
+        logits = decoding.step(ids, np.ones((1, before + ids.shape[1]), np.int64), every=bool(guesses))
+        self.steps += 1
+        taken = self._choose.verify(logits[0] if guesses else logits, guesses, text)
+        proposer.learn(len(guesses), len(taken) - 1)
+        decoding.rewind(before + len(taken))
+        return taken
 
-def _check(prompt: Prompt, spec: DecoderSpec, count: int) -> None:
-    if (prompt.mask[:, -1] == 0).any():
-        raise InputError(
-            "the prompt is padded on the right; the next token would follow the padding",
-            where=f"row {int(np.flatnonzero(prompt.mask[:, -1] == 0)[0])} of attention_mask",
-            fix="pad on the left (tokenizer.padding_side = 'left'), or pass lists of different lengths",
+    def search(self) -> tuple[Array, Array]:
+        """The result of beam search: tokens [rows, new] and their lengths."""
+        options, ids, mask = self.options, self._prompt.ids, self._prompt.mask
+        if options.max_new_tokens == 0:
+            return np.zeros((len(self.lengths), 0), np.int64), self.lengths
+        capacity = ids.shape[1] + options.max_new_tokens
+        decoding = Decoding(self._model, len(ids), capacity, padded=not mask.all())
+        added, self.lengths = beam_search(
+            decoding,
+            ids,
+            mask,
+            beams=options.num_beams,
+            count=options.max_new_tokens,
+            ends=self._ends,
+            pad=self._pad,
+            length_penalty=options.length_penalty,
+            returned=options.num_return_sequences,
+            sampler=self._choose,
         )
-    wrong = (prompt.mask == 1) & ((prompt.ids < 0) | (prompt.ids >= spec.vocabulary))
-    if wrong.any():
-        raise InputError(
-            f"token {int(prompt.ids[wrong][0])} is not in the vocabulary of {spec.vocabulary}",
-            fix="use the tokenizer of this model",
+        return added, self.lengths
+
+
+def _stops(model: Decodes, strings: str | Sequence[str] | None) -> Callable[[Array], bool] | None:
+    """Whether new tokens [length] hold one of the strings."""
+    if not strings:
+        return None
+    wanted = (strings,) if isinstance(strings, str) else tuple(strings)
+    if not all(isinstance(text, str) and text for text in wanted):
+        raise OptionError(
+            f"stop_strings={strings!r} holds something else than text", fix="pass strings of a letter or more"
         )
-    total = prompt.ids.shape[1] + count
-    if spec.context and total > spec.context:
-        raise InputError(
-            f"{prompt.ids.shape[1]} tokens and {count} new ones are more than the model's context of {spec.context}",
-            fix="shorten the prompt or lower max_new_tokens",
-        )
+    tokenizer = model.tokenizer
+    # A token is a byte or more; some tokenizers drop a space in front of the first, hence the one before.
+    longest = max(len(text.encode()) for text in wanted) + 1
+
+    def stop(new: Array) -> bool:
+        text = tokenizer.decode([int(token) for token in new[-longest:]])
+        return any(end in text for end in wanted)
+
+    return stop
 
 
 def _decoder(model: Decodes) -> DecoderSpec:
@@ -277,7 +335,7 @@ def _decoder(model: Decodes) -> DecoderSpec:
     return model.decoder
 
 
-def _ends(model: Decodes, given: int | Iterable[int] | None) -> tuple[int, ...]:
+def _ends(spec: DecoderSpec, given: int | Iterable[int] | None) -> tuple[int, ...]:
     if given is None:
-        return _decoder(model).end_tokens
+        return spec.end_tokens
     return (given,) if isinstance(given, int) else tuple(given)

@@ -17,6 +17,8 @@ from .storage import publish
 if TYPE_CHECKING:
     from ..backends.onnxruntime.session import Session
     from .benchmark import Result
+    from .decoding import Decoding
+    from .tokenizer import Tokenizer
 
 
 class CompiledModel:
@@ -48,6 +50,7 @@ class CompiledModel:
         self._threads = threads
         self._session: Session | None = None
         self._others: dict[str, Session] = {}
+        self._tokenizer: Tokenizer | None = None
         if owned:
             weakref.finalize(self, shutil.rmtree, path.parent, True)
 
@@ -75,6 +78,31 @@ class CompiledModel:
         from .generate import generate
 
         return generate(self, input_ids, **options)
+
+    def decoding(self, batch: int = 1) -> Decoding:
+        """A cache for ``batch`` rows without padding, to be handed to several calls of :meth:`generate`.
+
+        Of a prompt that begins like the one before, only the rest is read.
+
+        Raises:
+            UnsupportedError: the model is not a causal language model with a cache.
+        """
+        from .decoding import Decoding
+
+        return Decoding(self, batch)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that was saved with the model.
+
+        Raises:
+            ArtifactError: there is none, or it is damaged.
+        """
+        if self._tokenizer is None:
+            from .tokenizer import Tokenizer
+
+            self._tokenizer = Tokenizer(self._path.parent)
+        return self._tokenizer
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model to a file (a name that ends in ``.onnx``) or a folder (any other name).

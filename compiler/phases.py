@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,33 +11,50 @@ import onnx_ir
 from ..backends.onnxruntime.generation import Unfit, generation_graph
 from ..backends.onnxruntime.writer import write_beside
 from ..ir.errors import UnsupportedError
+from ..ir.graph import attribute
 from ..ir.remarks import Remark
 from ..ir.signature import DecoderSpec
-from .artifact import GENERATION_FILE, MANIFEST_KEY, PREFILL_FILE, REPORT_KEY, data_file
+from .artifact import GENAI_FILE, GENERATION_FILE, MANIFEST_KEY, PREFILL_FILE, REPORT_KEY, data_file
+from .genai import genai_config
 from .storage import relocate
 
 
-def add_generation(model: Path, spec: DecoderSpec) -> tuple[str | None, list[Remark]]:
-    """Write the generation graph of a decoder beside it, on the same weights.
+def add_generation(model: Path, spec: DecoderSpec) -> tuple[tuple[str, ...], list[Remark]]:
+    """Write the generation graph of a decoder beside it, on the same weights, and what ``onnxruntime-genai`` asks for.
 
     Args:
         model: the ONNX file that was just written.
         spec: of the decoder.
 
     Returns:
-        The name of the new file, or None, and what there is to say.
+        The names of the new files, and what there is to say.
     """
     graph = onnx_ir.load(model)
     try:
         window = generation_graph(graph, spec)
     except Unfit as reason:
-        return None, [Remark("missed", "", f"generate copies the cache at each step: {reason}")]
+        return (), [Remark("missed", "", f"generate copies the cache at each step: {reason}")]
     for key in (MANIFEST_KEY, REPORT_KEY):
         graph.metadata_props.pop(key, None)
     size = write_beside(graph, model.with_name(GENERATION_FILE))
     far = f" over a window of {window} tokens" if window > 0 else ""
     what = f"generate runs {spec.layers} GroupQueryAttention{far}, the cache written in place"
-    return GENERATION_FILE, [Remark("applied", "", what, {"file": GENERATION_FILE, "bytes": size})]
+    remarks = [Remark("applied", "", what, {"file": GENERATION_FILE, "bytes": size})]
+    takes = [value.name or "" for value in graph.graph.inputs]
+    heads = next(attribute(node, "num_heads", 0) for node in graph.graph if node.op_type == "GroupQueryAttention")
+    config = genai_config(spec, heads, takes, _known_tokens(model.parent))
+    model.with_name(GENAI_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return (GENERATION_FILE, GENAI_FILE), remarks
+
+
+def _known_tokens(folder: Path) -> dict[str, int]:
+    """Ids of the first and the padding token, where the configuration beside the model names them."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    names = ("bos_token_id", "pad_token_id")
+    return {name: config[name] for name in names if isinstance(config.get(name), int)}
 
 
 def add_prefill(source: Path, model: Path) -> tuple[str, ...]:

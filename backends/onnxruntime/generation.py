@@ -25,7 +25,7 @@ from .writer import to_bytes
 
 RULE = "Attention(rotary(q), rotary(k), v, mask, past) => GroupQueryAttention(q, k, v, past)"
 LOGITS_FROM = "logits_from"
-"""Optional input: the first position whose logits are computed, counted from the end if negative; -1 if not given."""
+"""Optional input: the first position whose logits are computed, counted from the end if negative; 0 if not given."""
 _OP, _CONTRIB = "GroupQueryAttention", "com.microsoft"
 _NORMALIZATIONS = (
     "RMSNormalization", "LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization",
@@ -312,8 +312,8 @@ def _last_only(graph: Graph, hidden: onnx_ir.Value) -> None:
     order = {node: index for index, node in enumerate(graph.graph)}
     first = min((node for node, _ in readers), key=lambda node: order[node])
     edit.at(first, [first])
-    start = edit.ints([-1], LOGITS_FROM)
-    graph.graph.inputs.append(start)  # an input with a default: who does not know it gets the last position
+    start = edit.ints([0], LOGITS_FROM)
+    graph.graph.inputs.append(start)  # an input with a default: who does not know it gets every position
     inputs = [hidden, start, edit.ints([np.iinfo(np.int64).max], "end"), edit.ints([1], "axis")]
     shape = [*(hidden.shape or ())]
     positions = onnx_ir.SymbolicDim("positions")

@@ -212,8 +212,8 @@ def _join(edit: Editor, group: Sequence[_Product]) -> None:
     )  # fmt: skip
     if bias is not None and first.add is not None:
         joined = edit.op("Add", [joined, bias], dtype=result.dtype, shape=shape)
-    parts = edit.ops("Split", [joined, edit.ints(sizes, "split")], {"axis": -1}, outputs=len(group), infer_types=False)
-    for part, product in zip(parts, group, strict=True):
+    split = edit.ops("Split", [joined, edit.ints(sizes, "split")], {"axis": -1}, outputs=len(group), infer_types=False)
+    for part, product in zip(split, group, strict=True):
         old = (product.add or product.node).outputs[0]
         part.type, part.shape = old.type, old.shape
         edit.replace(old, part)

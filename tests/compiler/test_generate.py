@@ -28,6 +28,7 @@ class Decoder:
     eager: Any = None
     generation: Session | None = None
     prefill: Session | None = None
+    tokenizer: Any = None
 
 
 @pytest.fixture(scope="module")
