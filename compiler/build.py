@@ -13,12 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir
 import onnxruntime
 
 from ..backends.onnxruntime.check import asked, check_running
 from ..backends.onnxruntime.lower import TARGETS, lower
 from ..backends.onnxruntime.writer import stored_bytes, write
-from ..frontends.imported import Imported
+from ..frontends.imported import Imported, retyped
 from ..ir.errors import (
     ArtifactError,
     BurnishError,
@@ -29,14 +31,16 @@ from ..ir.errors import (
     VerificationError,
     nearest,
 )
+from ..ir.graph import Graph
 from ..ir.remarks import Remark
 from ..ir.signature import Signature
 from ..passes.base import Context, Pass
 from ..passes.spec import Passes, check_order, format_pass, implied, parse
+from ..passes.statistics import Observer
 from .artifact import MANIFEST_KEY, MODEL_FILE, REPORT_KEY, Manifest, data_file, record, stamp
 from .cache import Cache, cacheable, digest_graph, digest_path, key_of, open_cache
 from .calibration import DataFile
-from .inputs import Calibration, made_up
+from .inputs import PAST, Calibration, made_up
 from .measure import measure, node_count, weight_count
 from .phases import add_generation, add_prefill
 from .pipeline import Callback, PassRecord, Verify, check_mode, run_passes
@@ -54,6 +58,8 @@ _CHECKED_SIZE = 512 << 20
 """Files up to this many bytes are opened once more after they are written: opening costs time and memory."""
 _SHARED_SIZE = 1 << 20
 """A decoder with more bytes of weights keeps them in a file that its graphs share."""
+_MADE_UP_COUNT, _MADE_UP_LENGTH = 8, 256
+"""Sequences of random tokens, and tokens of each."""
 _PACKAGES = ("burnish", "torch", "onnx", "onnx-ir", "onnxruntime", "transformers", "numpy")
 
 
@@ -257,9 +263,10 @@ def _compile(
     items = given.inputs(imported) if isinstance(given, DataFile) else given
     calibration = None if items is None else Calibration(items, imported.signature, imported.decoder)
     numerics = None
+    changing = any(item.changes_inputs for item in how.passes)
     callbacks: list[Callback] = [] if how.verify == "off" else [StructureCheck()]
     if how.verify == "numerics":
-        numerics, said = _numerics(source, imported, calibration, how.target)
+        numerics, said = _numerics(source, imported, calibration, how.target, empty=changing)
         remarks += said
         callbacks.append(numerics)
     path = folder / MODEL_FILE
@@ -269,9 +276,14 @@ def _compile(
         observe = None
         if calibration is not None:
             observe = stack.enter_context(Statistics(graph, calibration, folder.parent, progress, cache=store))
-        context = Context(how.target, calibration, progress, observe)
+        context = Context(
+            how.target, calibration, progress, observe, _made_up(stack, imported, graph, folder, progress)
+        )
         with _timed(seconds, "passes"):
             records = run_passes(graph, how.passes, context, callbacks)
+            if changing:
+                imported = retyped(imported)
+                decoder = imported.decoder if decoder is not None else None
         with _timed(seconds, "lowering"):
             backend = lower(graph, target=how.target)
             if how.verify != "off":
@@ -383,8 +395,24 @@ def _check_operators(path: Path, expected: dict[str, int], verify: Verify) -> li
     return check_running(path, expected) if expected else []
 
 
+def _made_up(stack: contextlib.ExitStack, imported: Imported, graph: Graph, folder: Path, progress: Progress) -> Any:
+    """Statistics on sequences of random tokens, for passes that can do with them."""
+    spec = imported.decoder
+    if spec is None:
+        return None
+
+    def observe(values: Sequence[onnx_ir.Value], observer: Observer) -> dict[str, Any]:
+        generator = np.random.default_rng(0)
+        length = min(_MADE_UP_LENGTH, spec.context or _MADE_UP_LENGTH)
+        items = [{"input_ids": generator.integers(0, spec.vocabulary, (1, length))} for _ in range(_MADE_UP_COUNT)]
+        inputs = Calibration(items, imported.signature, spec)
+        return stack.enter_context(Statistics(graph, inputs, folder.parent, progress))(values, observer)
+
+    return observe
+
+
 def _numerics(
-    source: Source, imported: Imported, calibration: Calibration | None, target: str
+    source: Source, imported: Imported, calibration: Calibration | None, target: str, empty: bool
 ) -> tuple[NumericsCheck, list[Remark]]:
     """Compares numbers on the user's example, else on two of the calibration inputs, else on made-up ones."""
     if source.example is not None:
@@ -392,6 +420,8 @@ def _numerics(
     if calibration is not None:
         return NumericsCheck([feeds for feeds, _ in zip(calibration, range(2), strict=False)], target), []
     feeds = [made_up(imported.signature.inputs, imported.decoder)]
+    if empty:  # zeros are zeros in any type
+        feeds = [{k: np.zeros_like(v) if k.startswith(PAST) else v for k, v in item.items()} for item in feeds]
     remark = Remark(
         "applied", "", "numbers were compared on random inputs: no example or calibration inputs were given"
     )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 LOGITS_FROM = "logits_from"
+WINDOW = "burnish.window"
 LONG = 16
 """Steps of so many tokens run on the graph for prompts, where there is one."""
 _BLOCK = 64
@@ -118,10 +119,15 @@ class Decoding:
         """Forget every token after the first ``length``.
 
         Raises:
-            OptionError: there were not so many.
+            OptionError: there were not so many, or a window has moved on.
         """
         if not 0 <= length <= self.length:
             raise OptionError(f"{length} tokens cannot be kept of {self.length}", fix="rewind to fewer")
+        if 0 < length < self._memory.least:
+            raise OptionError(
+                f"what {length} tokens would look back at is forgotten: the model has a window",
+                fix=f"rewind to 0, or to {self._memory.least} or more",
+            )
         self._memory.rewind(length)
         self.tokens = self.tokens[:, :length]
 
@@ -133,6 +139,7 @@ class Decoding:
         width = min(self.length, ids.shape[1] - 1)
         same = (self.tokens[:, :width] == ids[:, :width]).all(axis=0)
         kept = width if same.all() else int(same.argmin())
+        kept = kept if kept >= self._memory.least else 0
         self.rewind(kept)
         return kept
 
@@ -161,6 +168,10 @@ class _Buffer:
         self._past = [spec for spec in session.inputs if spec.name.startswith("past_key_values.")]
         self._takes = {spec.name for spec in session.inputs}
         self._bindings: dict[bool, CacheBinding] = {}
+        self._window = int(session.metadata.get(WINDOW, -1))
+        if self._window > 0:  # what lies before it is forgotten, every so many tokens
+            capacity = min(capacity, 2 * self._window)
+        self._forgotten = 0
         self._arrays = {spec.name: _buffer(spec, batch, _blocks(capacity)) for spec in self._past}
 
     @property
@@ -175,12 +186,12 @@ class _Buffer:
         if not mask.all():
             raise InputError("attention_mask has padding", fix="make the decoding with padded=True")
         count = ids.shape[1]
-        self._room(self.length + count)
+        self._room(count)
         if self._batch > 1 and count > 1 and self.length:
             # The kernel refuses several tokens of several rows behind a cache: one after the other.
             parts = [self.step(ids[:, i : i + 1], mask[:, : self.length + 1], every) for i in range(count)]
             return np.concatenate([np.array(part) for part in parts], axis=1) if every else parts[-1]
-        feeds: dict[str, Array] = {"input_ids": ids, "attention_mask": mask}
+        feeds: dict[str, Array] = {"input_ids": ids, "attention_mask": mask[:, self._forgotten :]}
         if "position_ids" in self._takes:
             feeds["position_ids"] = np.tile(np.arange(self.length, self.length + count), (self._batch, 1))
         feeds[LOGITS_FROM] = np.array([0 if every else -1], np.int64)
@@ -196,17 +207,32 @@ class _Buffer:
             self._bindings[long] = CacheBinding(session, self._arrays)
         return self._bindings[long]
 
-    def _room(self, length: int) -> None:
-        if length > self._capacity:
-            capacity = _blocks(max(length, 2 * self._capacity))
-            self._replace(lambda array: _grown(array, capacity, self.length))
+    def _room(self, count: int) -> None:
+        held = self.length - self._forgotten
+        if held + count <= self._capacity:
+            return
+        if 0 < self._window <= held:
+            kept = self._window - 1  # what the next token looks back at
+            for array in self._arrays.values():
+                array[:, :, :kept] = array[:, :, held - kept : held]
+            self._forgotten += held - kept
+            held = kept
+        if held + count > self._capacity:
+            capacity = _blocks(max(held + count, 2 * self._capacity))
+            self._replace(lambda array: _grown(array, capacity, held))
 
     def _replace(self, make: Any) -> None:
         self._bindings.clear()
         for name in list(self._arrays):  # one at a time: the old and the new of one layer are in memory
             self._arrays[name] = make(self._arrays[name])
 
+    @property
+    def least(self) -> int:
+        return self._forgotten + self._window - 1 if self._forgotten else 0
+
     def rewind(self, length: int) -> None:
+        if length == 0:
+            self._forgotten = 0
         self.length = length
 
     def select(self, rows: Array) -> None:
@@ -244,6 +270,10 @@ class _Copies:
         self._past = [spec for spec in session.inputs if spec.name.startswith("past_key_values.")]
         self._present = [(spec.name, outputs.index("present." + spec.name.split(".", 1)[1])) for spec in self._past]
         self._cache = self._empty()
+
+    @property
+    def least(self) -> int:
+        return 0
 
     def _empty(self) -> dict[str, OrtValue]:
         return {s.name: OrtValue.ortvalue_from_numpy(_buffer(s, self._batch, 0)) for s in self._past}

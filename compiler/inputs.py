@@ -16,7 +16,8 @@ Feeds = Mapping[str, Any]
 """Graph inputs by name."""
 Array = np.ndarray[Any, Any]
 
-_PAST = "past_key_values."
+PAST = "past_key_values."
+"""How the names of a decoder's caches begin."""
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
@@ -112,7 +113,7 @@ class Calibration:
 
     def _check(self, feeds: Feeds) -> None:
         for name, value in feeds.items():
-            if name.startswith(_PAST) or isinstance(value, list | tuple):
+            if name.startswith(PAST) or isinstance(value, list | tuple):
                 continue
             array = as_numpy(value)
             if array.size == 0:
@@ -186,14 +187,14 @@ def fill_tokens(specs: Sequence[TensorSpec], given: Mapping[str, Any]) -> dict[s
             feeds[name] = positions[:, -length:].astype(numpy_dtype(spec.dtype))
         elif name == "token_type_ids":
             feeds[name] = np.zeros(ids.shape, numpy_dtype(spec.dtype))
-        elif name.startswith(_PAST) and past == 0 and spec.shape is not None and len(spec.shape) == 4:
+        elif name.startswith(PAST) and past == 0 and spec.shape is not None and len(spec.shape) == 4:
             _, heads, _, size = spec.shape
             feeds[name] = np.zeros((batch, int(heads), 0, int(size)), numpy_dtype(spec.dtype))
     return feeds
 
 
 def _past_length(feeds: Feeds) -> int:
-    return max((int(value.shape[2]) for name, value in feeds.items() if name.startswith(_PAST)), default=0)
+    return max((int(value.shape[2]) for name, value in feeds.items() if name.startswith(PAST)), default=0)
 
 
 def as_numpy(value: Any) -> Array:

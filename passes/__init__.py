@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .attention.quantize_cache import QuantizeCache as QuantizeCache
     from .base import Context as Context
     from .base import Outcome as Outcome
     from .base import Pass as Pass
@@ -30,6 +31,7 @@ _HOME = {
     "Outcome": ".base",
     "Pass": ".base",
     "Quantize": ".quantize.weights",
+    "QuantizeCache": ".attention.quantize_cache",
     "Recover": ".recover.recover",
     "Rotate": ".rotate.rotate",
     "ScaleSalientChannels": ".smooth.salient",
@@ -47,6 +49,7 @@ __all__ = [
     "Outcome",
     "Pass",
     "Quantize",
+    "QuantizeCache",
     "Recover",
     "Rotate",
     "ScaleSalientChannels",

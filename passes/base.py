@@ -85,19 +85,23 @@ class Context:
         calibration: the user's inputs, or None; a pass that needs them and has none raises an error.
         progress: called with (done, total, what) during long work.
         observe: computes what :meth:`statistics` returns; None where there is no data.
+        observe_made_up: the same on made-up inputs; None where none can be made up.
     """
 
     target: str = "onnxruntime"
     calibration: Iterable[Mapping[str, Any]] | None = None
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     observe: Observe | None = None
+    observe_made_up: Observe | None = None
 
     @property
     def has_calibration(self) -> bool:
         """Whether :meth:`statistics` has data to look at."""
         return self.observe is not None
 
-    def statistics(self, values: Sequence[onnx_ir.Value], observer: Observer) -> dict[str, np.ndarray[Any, Any]]:
+    def statistics(
+        self, values: Sequence[onnx_ir.Value], observer: Observer, *, made_up: bool = False
+    ) -> dict[str, np.ndarray[Any, Any]]:
         """A statistic of each value over all calibration inputs, computed by the graph as it is now.
 
         Ask for all values at once: one run over the data serves them all. The arrays may be mapped from files, so that
@@ -106,6 +110,7 @@ class Context:
         Args:
             values: outputs of nodes, or inputs, of the main graph; the size of the last axis must be known.
             observer: the statistic; its class says the shape of the result.
+            made_up: do with random inputs where the user gave none.
 
         Returns:
             The results by the names of the values.
@@ -113,13 +118,14 @@ class Context:
         Raises:
             CalibrationError: there are no calibration inputs, or they give no finite statistics.
         """
-        if self.observe is None:
+        observe = self.observe or (self.observe_made_up if made_up else None)
+        if observe is None:
             raise CalibrationError(
                 "calibration inputs are needed and none were given",
                 where="calibration=",
                 fix="pass calibration=batches, or --calibration FILE on the command line",
             )
-        return self.observe(values, observer)
+        return observe(values, observer)
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,8 @@ class Pass(abc.ABC):
     """A rewrite of a whole graph, in place. Subclasses are frozen dataclasses; their fields are their options."""
 
     stage: ClassVar[Stage]
+    changes_inputs: ClassVar[bool] = False
+    """Whether inputs and outputs of the graph may have other types afterwards."""
 
     @abc.abstractmethod
     def run(self, graph: Graph, context: Context) -> Outcome:

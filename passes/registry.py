@@ -32,6 +32,7 @@ PASSES: dict[str, Entry] = {
     "scale_salient_channels": Entry(".smooth.salient", "ScaleSalientChannels"),
     "quantize": Entry(".quantize.weights", "Quantize"),
     "compensate_low_rank": Entry(".quantize.compensate", "CompensateLowRank"),
+    "quantize_cache": Entry(".attention.quantize_cache", "QuantizeCache"),
     "merge_products": Entry(".fuse.merge_products", "MergeProducts"),
 }
 """Every pass by the name it has in a specification, in the order they run."""

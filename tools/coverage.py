@@ -49,13 +49,7 @@ class Coverage:
 def measure(name: str, family: Family | None = None, passes: Any = "default") -> Coverage:
     """Compile a small random model of a family and compare it with eager PyTorch."""
     family = family or FAMILIES[name]
-    torch.manual_seed(0)
-    model = family.build().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                # The usual 0.02 would leave every output near zero and every attention flat.
-                parameter.normal_(0, 0.15)
+    model = made(family)
     example = family.inputs(*EXAMPLE)
     imported = import_module(model, (), example, family.dynamic)
     sources = {node.metadata_props.get(SOURCE, "").split(": ")[-1] for node in imported.graph.graph}
@@ -70,10 +64,26 @@ def measure(name: str, family: Family | None = None, passes: Any = "default") ->
     return Coverage(name, compiled.report.route, operators, len(imported.graph.graph), tuple(errors))
 
 
+def made(family: Family) -> torch.nn.Module:
+    """The family's model with the same random weights each time."""
+    torch.manual_seed(0)
+    model = family.build().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                # The usual 0.02 would leave every output near zero and every attention flat.
+                parameter.normal_(0, 0.15)
+    return model
+
+
 def _error(got: Any, want: Any) -> float:
-    """The largest difference of any output, relative to that output's largest element."""
+    return relative_error(got, want) if type(got) is type(want) else float("inf")
+
+
+def relative_error(got: Any, want: Any) -> float:
+    """The largest difference of any output, relative to that output's largest element; infinite if shapes differ."""
     ours, theirs = _tensors(got), _tensors(want)
-    if type(got) is not type(want) or [t.shape for t in ours] != [t.shape for t in theirs]:
+    if [t.shape for t in ours] != [t.shape for t in theirs]:
         return float("inf")
     return max(
         float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in zip(ours, theirs, strict=True)

@@ -26,6 +26,8 @@ from .writer import to_bytes
 RULE = "Attention(rotary(q), rotary(k), v, mask, past) => GroupQueryAttention(q, k, v, past)"
 LOGITS_FROM = "logits_from"
 """Optional input: the first position whose logits are computed, counted from the end if negative; 0 if not given."""
+WINDOW = "burnish.window"
+"""Metadata of the graph: how many tokens a token looks back, itself among them; -1 for all."""
 _OP, _CONTRIB = "GroupQueryAttention", "com.microsoft"
 _NORMALIZATIONS = (
     "RMSNormalization", "LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization",
@@ -50,6 +52,9 @@ class _Layer:
     Attributes:
         query: [batch, sequence, heads * size], not turned yet; queries, keys and values side by side if ``packed``.
         angles: cosines and sines of the rotary embedding; None without one.
+        past: the graph inputs with keys and values.
+        present: the graph outputs with them.
+        scales: of keys and values that are kept as integers, [1, kv_heads, 1, size].
     """
 
     node: onnx_ir.Node
@@ -60,6 +65,9 @@ class _Layer:
     interleaved: int
     heads: int
     kv_heads: int
+    past: tuple[onnx_ir.Value, onnx_ir.Value]
+    present: tuple[onnx_ir.Value, onnx_ir.Value]
+    scales: tuple[onnx_ir.Value, onnx_ir.Value] | None
 
 
 def generation_graph(graph: Graph, spec: DecoderSpec) -> int:
@@ -68,7 +76,8 @@ def generation_graph(graph: Graph, spec: DecoderSpec) -> int:
     Inputs are ``input_ids`` [batch, sequence], ``attention_mask`` [batch, total] of ones, ``past_key_values.N.key`` and
     ``.value`` [batch, kv_heads, capacity, head_dim], whose first ``total - sequence`` positions hold tokens; outputs
     ``logits`` [batch, positions, vocabulary] and ``present.N.key`` and ``.value``, to be bound to the memory of the
-    past. ``onnxruntime-genai`` drives it as it is.
+    past. A graph with a window takes ``position_ids``, too: its past may begin later. ``onnxruntime-genai`` drives it
+    as it is.
 
     Returns:
         The size of the attention window, -1 if it has none.
@@ -76,11 +85,8 @@ def generation_graph(graph: Graph, spec: DecoderSpec) -> int:
     Raises:
         Unfit: the runtime or the model does not allow it; the graph is unchanged.
     """
-    kind = "tensor(float)"
-    if not kernels.has(_CONTRIB, _OP, 1, [kind, kind, kind, kind, kind, "tensor(int32)", "tensor(int32)"]):
-        raise Unfit(f"ONNX Runtime {kernels.version()} has no GroupQueryAttention of float32")
     nodes = [node for node in graph.graph if is_op(node, "Attention")]
-    layers = [_layer(node) for node in nodes]
+    layers = [_layer(graph, node) for node in nodes]
     if len(layers) != spec.layers:
         raise Unfit(f"{len(layers)} attention nodes, {spec.layers} layers")
     masks = {layer.node.inputs[3] for layer in layers}
@@ -99,15 +105,21 @@ def generation_graph(graph: Graph, spec: DecoderSpec) -> int:
     last = _before_logits(graph)
     _rewrite(graph, layers, tables, window)
     _last_only(graph, last)
+    graph.metadata_props[WINDOW] = str(window)
     return window
 
 
-def _layer(node: onnx_ir.Node) -> _Layer:
+def _layer(graph: Graph, node: onnx_ir.Node) -> _Layer:
     if len(node.inputs) < 6 or any(value is None for value in node.inputs[:6]) or len(node.outputs) < 3:
         raise Unfit("an attention node keeps its cache outside")
-    past, present = node.inputs[4:6], node.outputs[1:3]
-    if not all(v is not None and v.is_graph_input() for v in past) or not all(v.is_graph_output() for v in present):
-        raise Unfit("a cache is not an input and output of the graph")
+    (keys, key_scales), (values, value_scales) = (_past(graph, value) for value in node.inputs[4:6])
+    past, scales = (keys, values), None
+    if key_scales is not None and value_scales is not None:
+        scales = (key_scales, value_scales)
+    elif key_scales is not value_scales:
+        raise Unfit("either keys or values are integers")
+    present = (_present(graph, keys, node.outputs[1]), _present(graph, values, node.outputs[2]))
+    _check_kernel(keys)
     if attribute(node, "is_causal", 0) or attribute(node, "qk_matmul_output_mode", 0):
         raise Unfit("an attention node with more than a mask")
     heads, kv_heads = attribute(node, "q_num_heads", 0), attribute(node, "kv_num_heads", 0)
@@ -121,8 +133,39 @@ def _layer(node: onnx_ir.Node) -> _Layer:
     packed = _packed((query, key, value))
     angles, interleaved = (None, 0) if a is None else (a[:2], a[2])
     if packed is not None:
-        return _Layer(node, packed, None, None, angles, interleaved, heads, kv_heads)
-    return _Layer(node, query, key, value, angles, interleaved, heads, kv_heads)
+        return _Layer(node, packed, None, None, angles, interleaved, heads, kv_heads, past, present, scales)
+    return _Layer(node, query, key, value, angles, interleaved, heads, kv_heads, past, present, scales)
+
+
+def _check_kernel(cache: onnx_ir.Value) -> None:
+    name = "float" if cache.dtype is None or cache.dtype == onnx_ir.DataType.FLOAT else cache.dtype.name.lower()
+    plain, kept, number = "tensor(float)", f"tensor({name})", "tensor(int32)"
+    if not kernels.has(_CONTRIB, _OP, 1, [plain, plain, plain, kept, kept, number, number]):
+        raise Unfit(f"ONNX Runtime {kernels.version()} has no GroupQueryAttention of float32 with a cache of {name}")
+
+
+def _past(graph: Graph, value: onnx_ir.Value | None) -> tuple[onnx_ir.Value, onnx_ir.Value | None]:
+    """The graph input that a past comes from, and the scales that it is restored with."""
+    assert value is not None
+    if value.is_graph_input():
+        return value, None
+    node = value.producer()
+    names = _inputs_of([value])
+    found = [v for v in graph.graph.inputs if v.name in names]
+    if node is None or not is_op(node, "Mul") or tensor_of(node.inputs[1]) is None or len(found) != 1:
+        raise Unfit("a cache is not an input of the graph")
+    if found[0].dtype not in (onnx_ir.DataType.INT8, onnx_ir.DataType.UINT8):
+        raise Unfit("a cache is changed before attention reads it")
+    return found[0], node.inputs[1]
+
+
+def _present(graph: Graph, past: onnx_ir.Value, joined: onnx_ir.Value) -> onnx_ir.Value:
+    """The graph output that gives back what ``past`` and the new tokens make."""
+    name = "present." + (past.name or "").partition(".")[2]
+    for value in graph.graph.outputs:
+        if value.name == name and value.dtype == past.dtype and joined in _before(value):
+            return value
+    raise Unfit(f"no output {name!r} gives a cache back")
 
 
 _Turn = tuple[onnx_ir.Value, onnx_ir.Value, int]
@@ -168,7 +211,11 @@ def _evaluate(graph: Graph, values: Sequence[onnx_ir.Value], feeds: Sequence[dic
 
 def _inputs_of(values: Sequence[onnx_ir.Value]) -> set[str]:
     """Names of the graph inputs that values depend on."""
-    found: set[str] = set()
+    return {value.name or "" for value in _before(*values) if value.is_graph_input()}
+
+
+def _before(*values: onnx_ir.Value) -> set[onnx_ir.Value]:
+    """Values and everything that they are computed from."""
     seen: set[onnx_ir.Value] = set()
     stack = list(values)
     while stack:
@@ -176,22 +223,21 @@ def _inputs_of(values: Sequence[onnx_ir.Value]) -> set[str]:
         if value in seen:
             continue
         seen.add(value)
-        if value.is_graph_input():
-            found.add(value.name or "")
-        elif (node := value.producer()) is not None:
+        if (node := value.producer()) is not None:
             stack += [v for v in node.inputs if v is not None]
-    return found
+    return seen
 
 
-def _feeds(spec: DecoderSpec, past: int, sequence: int) -> dict[str, Array]:
+def _feeds(graph: Graph, spec: DecoderSpec, past: int, sequence: int) -> dict[str, Array]:
     feeds: dict[str, Array] = {
         "input_ids": np.zeros((1, sequence), np.int64),
         "attention_mask": np.ones((1, past + sequence), np.int64),
         "position_ids": np.arange(past, past + sequence, dtype=np.int64)[None],
     }
-    cache = np.zeros((1, spec.kv_heads, past, spec.head_dim), np.float32)
-    for layer in range(spec.layers):
-        feeds[f"past_key_values.{layer}.key"] = feeds[f"past_key_values.{layer}.value"] = cache
+    for value in graph.graph.inputs:
+        shape = dims(value) or ()
+        if (value.name or "").startswith("past_key_values.") and value.dtype is not None and len(shape) == 4:
+            feeds[value.name or ""] = np.zeros((1, spec.kv_heads, past, shape[3]), value.dtype.numpy())
     return feeds
 
 
@@ -199,7 +245,7 @@ def _window(graph: Graph, mask: onnx_ir.Value, spec: DecoderSpec) -> int:
     """How far a mask lets a token look back: -1 to the beginning, or that many tokens with itself."""
     far = max(spec.context - 1, 8)
     sizes = [(far, 1), (0, 9), (5, 4), (max(far - 6, 0), 7)]
-    results = _evaluate(graph, [mask], [_feeds(spec, past, sequence) for past, sequence in sizes])
+    results = _evaluate(graph, [mask], [_feeds(graph, spec, past, sequence) for past, sequence in sizes])
     window = -1
     for (past, sequence), (array,) in zip(sizes, results, strict=True):
         allowed = array if array.dtype == np.bool_ else array > -1e4
@@ -275,6 +321,8 @@ def _rewrite(graph: Graph, layers: Sequence[_Layer], tables: tuple[Array, Array]
     turning = [
         edit.initializer(table, name) for table, name in zip(tables or (), ("cos_cache", "sin_cache"), strict=False)
     ]
+    # A cache that forgets what lies before the window must be told where a token stands.
+    positions = next((v for v in graph.graph.inputs if v.name == "position_ids"), None) if window > 0 else None
     dead: list[onnx_ir.Node] = []
     for layer in layers:
         node = layer.node
@@ -290,19 +338,38 @@ def _rewrite(graph: Graph, layers: Sequence[_Layer], tables: tuple[Array, Array]
             attributes["scale"] = float(scale)
         if softcap := attribute(node, "softcap", 0.0):
             attributes["softcap"] = float(softcap)
-        inputs = [layer.query, layer.key, layer.value, *node.inputs[4:6], lengths, total, *turning]
+        inputs: list[onnx_ir.Value | None] = [layer.query, layer.key, layer.value, *layer.past, lengths, total]
+        inputs += turning if turning else [None, None]
+        inputs += [positions if turning else None, None, None]
+        if layer.scales is not None:
+            inputs += [_kernel_scales(edit, scales, attributes) for scales in layer.scales]
+            attributes["kv_cache_bit_width"] = 8 if layer.past[0].dtype == onnx_ir.DataType.INT8 else 4
+        while inputs[-1] is None:
+            inputs.pop()
         outputs = edit.ops(_OP, inputs, attributes, outputs=3, domain=_CONTRIB, hint=node.name, infer_types=False)
-        for index, (new, old) in enumerate(zip(outputs, node.outputs, strict=False)):
-            new.type, new.shape = old.type, old.shape
-            if index:  # as long as the buffer, not as the tokens in it
-                past = node.inputs[3 + index]
-                assert past is not None
-                new.shape = old.shape = past.shape
+        outputs[0].type, outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+        edit.replace(node.outputs[0], outputs[0])
+        for past, new, old in zip(layer.past, outputs[1:], layer.present, strict=True):
+            new.type = past.type
+            new.shape = old.shape = past.shape  # as long as the buffer, not as the tokens in it
+            maker = old.producer()
             edit.replace(old, new)
+            dead += [maker] if maker is not None else []
         dead.append(node)
     edit.sweep(dead)
     for value in [v for v in graph.graph.inputs if not v.uses() and not v.is_graph_output()]:
         graph.graph.inputs.remove(value)
+
+
+def _kernel_scales(edit: Editor, scales: onnx_ir.Value, attributes: dict[str, Any]) -> onnx_ir.Value:
+    """Scales as the kernel takes them: one, where all are the same, is faster."""
+    tensor = tensor_of(scales)
+    assert tensor is not None
+    array = tensor.numpy()
+    same = attributes.get("kv_cache_bit_width", 8) == 8 and bool((array == array.flat[0]).all())
+    kind = "PER_TENSOR" if same else "PER_CHANNEL"
+    attributes["k_quant_type" if "k_quant_type" not in attributes else "v_quant_type"] = kind
+    return edit.initializer(array.reshape(-1)[:1] if same else array, f"{scales.name}.kernel")
 
 
 def _last_only(graph: Graph, hidden: onnx_ir.Value) -> None:

@@ -115,6 +115,12 @@ class Session:
         """Like :meth:`run`, with the outputs as OrtValues that can be fed to the next call."""
         return [OrtValue(value) for value in self._run(feeds)]
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the file says of itself, by key."""
+        found: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
+        return found
+
     def binding(self) -> Any:
         """ONNX Runtime's own binding of inputs and outputs to memory, for :meth:`run_bound`."""
         return self._session.io_binding()

@@ -13,8 +13,8 @@ import torch
 from ...ir.errors import ModelError, OptionError, nearest
 from ...ir.graph import MODULE
 from ...ir.remarks import Remark
-from ...ir.signature import DecoderSpec, NamedSignature, TensorSpec
-from ..imported import Imported
+from ...ir.signature import DecoderSpec, NamedSignature
+from ..imported import Imported, specs
 from ..torch_module import import_exported
 from . import decoder, forward
 from .safetensors_file import open_folder
@@ -124,7 +124,7 @@ def import_checkpoint(
         _name_total(graph)
     return Imported(
         graph=graph,
-        signature=NamedSignature(_specs(graph.graph.inputs), _specs(graph.graph.outputs)),
+        signature=NamedSignature(specs(graph.graph.inputs), specs(graph.graph.outputs)),
         route=route,
         remarks=[*remarks, *imported.remarks],
         decoder=spec,
@@ -200,17 +200,3 @@ def _name_total(graph: onnx_ir.Model) -> None:
     mask = next(value for value in graph.graph.inputs if value.name == "attention_mask")
     assert mask.shape is not None
     mask.shape = onnx_ir.Shape([mask.shape[0], total])
-
-
-def _specs(values: Any) -> tuple[TensorSpec, ...]:
-    def dim(size: int | onnx_ir.SymbolicDim) -> int | str:
-        return size if isinstance(size, int) else str(size.value)
-
-    return tuple(
-        TensorSpec(
-            name=value.name,
-            dtype=value.dtype.name,
-            shape=None if value.shape is None else tuple(dim(size) for size in value.shape),
-        )
-        for value in values
-    )

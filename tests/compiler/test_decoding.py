@@ -158,6 +158,26 @@ def test_a_window_is_found_in_the_mask(tmp_path: Path) -> None:
     )
 
 
+def test_a_window_keeps_the_cache_small(tmp_path: Path) -> None:
+    burnish.export(save(tmp_path / "mistral", window=24), tmp_path / "out", cache=False)
+    model = burnish.load(tmp_path / "out")
+    tokens = ids(300)
+    wanted = all_logits(model, tokens)
+    decoding, start = Decoding(model, 1, capacity=300), 0
+    size = decoding.bytes
+    for chunk in (40, *[1] * 60, 50, *[1] * 50, 90, 10):
+        got = decoding.step(tokens[:, start : start + chunk], ones(start + chunk), every=True)
+        np.testing.assert_allclose(got, wanted[:, start : start + chunk], **CLOSE)
+        start += chunk
+    assert start == 300 and decoding.bytes <= 2 * size < 300 * size / 64
+    with pytest.raises(OptionError, match="forgotten"):
+        decoding.rewind(100)
+    decoding.rewind(295)
+    np.testing.assert_allclose(decoding.step(tokens[:, 295:], ones(300)), wanted[:, -1], **CLOSE)
+    assert decoding.reuse(tokens[:, :200]) == 0  # too far back: from the beginning
+    np.testing.assert_allclose(decoding.step(tokens[:, :200], ones(200)), wanted[:, 199], **CLOSE)
+
+
 def test_a_single_file_generates_with_the_general_graph(folder: Path, tmp_path: Path, model: Any) -> None:
     burnish.export(folder, tmp_path / "m.onnx", cache=False)
     single = burnish.load(tmp_path / "m.onnx")
