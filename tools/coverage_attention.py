@@ -20,6 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..compiler.api import compile as compile_model
+from ..compiler.model import CompiledModel
 from ..frontends.torch_module import import_module
 from .bench_results import fill
 from .coverage import EXAMPLE, SIZES, TOLERANCE, made, relative_error
@@ -30,11 +31,11 @@ ATTENTION = ("Attention", "MultiHeadAttention", "GroupQueryAttention")
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "attention.md"
 
 
-class _Count(TorchDispatchMode):
+class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its base has no annotations
     """Counts attention as it is computed: by a kernel for it, or by a softmax over scores of rank 4."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -106,7 +107,7 @@ def measure(name: str, family: Family) -> Row | None:
     return Row(name, wanted, _found(traced), _found(old), (errors[0], errors[1]), tuple(sorted(reasons)))
 
 
-def _found(compiled: Any) -> int:
+def _found(compiled: CompiledModel) -> int:
     counts = compiled.report.operators
     return sum(count for name, count in counts.items() if name.rpartition(".")[2] in ATTENTION)
 

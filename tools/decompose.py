@@ -180,6 +180,8 @@ def _older(graph: Graph, node: onnx_ir.Node, newest: int) -> None:
         edit.sweep([node])
     elif op_type == "Split":
         node.attributes.pop("num_outputs", None)
+    elif op_type == "Resize":
+        _whole_resize(graph, node)
     elif op_type == "Cast":
         node.attributes.pop("saturate", None)
         node.attributes.pop("round_mode", None)
@@ -187,6 +189,31 @@ def _older(graph: Graph, node: onnx_ir.Node, newest: int) -> None:
         if attribute(node, "allowzero", 0):
             raise UnsupportedError("Reshape with allowzero", where=node.name)
         node.attributes.pop("allowzero", None)
+
+
+def _whole_resize(graph: Graph, node: onnx_ir.Node) -> None:
+    """Scales or sizes of every axis, where only those of the last axes are given."""
+    if attribute(node, "antialias", 0) or attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise UnsupportedError("Resize with antialias or keep_aspect_ratio_policy", where=node.name)
+    for name in ("antialias", "keep_aspect_ratio_policy"):
+        node.attributes.pop(name, None)
+    if "axes" not in node.attributes:
+        return
+    x, size = node.inputs[0], rank(node.inputs[0])
+    axes = [axis % (size or 1) for axis in attribute(node, "axes", [])]
+    if size is None or axes != list(range(size - len(axes), size)) or attribute(node, "roi") is not None:
+        raise UnsupportedError("Resize along other than the last axes", where=node.name)
+    edit = Editor(graph, "decompose Resize").at(node)
+    first = size - len(axes)
+    for index, value in enumerate(node.inputs):
+        if value is None or index < 2:
+            continue
+        if index == 2:
+            before = edit.initializer(np.ones(first, np.float32), "scales")
+        else:
+            before = edit.op("Slice", [edit.op("Shape", [x]), edit.ints([0]), edit.ints([first]), edit.ints([0])])
+        node.replace_input_with(index, edit.op("Concat", [before, value], {"axis": 0}))
+    node.attributes.pop("axes")
 
 
 _RULES: dict[str, Rule] = {
