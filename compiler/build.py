@@ -265,8 +265,12 @@ def _compile(
     numerics = None
     changing = any(item.changes_inputs for item in how.passes)
     callbacks: list[Callback] = [] if how.verify == "off" else [StructureCheck()]
-    if how.verify == "numerics":
-        numerics, said = _numerics(source, imported, calibration, how.target, empty=changing)
+    approximate = any(item.approximate for item in how.passes)
+    if approximate and calibration is None and how.verify != "numerics":
+        why = "how far an approximate pass changes the outputs was not measured: no calibration inputs were given"
+        remarks.append(Remark("skipped", "", why))
+    if how.verify == "numerics" or (approximate and calibration is not None):
+        numerics, said = _numerics(source, imported, calibration, how, empty=changing)
         remarks += said
         callbacks.append(numerics)
     path = folder / MODEL_FILE
@@ -412,10 +416,15 @@ def _made_up(stack: contextlib.ExitStack, imported: Imported, graph: Graph, fold
 
 
 def _numerics(
-    source: Source, imported: Imported, calibration: Calibration | None, target: str, empty: bool
+    source: Source, imported: Imported, calibration: Calibration | None, how: Recipe, empty: bool
 ) -> tuple[NumericsCheck, list[Remark]]:
-    """Compares numbers on the user's example, else on two of the calibration inputs, else on made-up ones."""
-    if source.example is not None:
+    """Compares numbers on the user's example, else on two of the calibration inputs, else on made-up ones.
+
+    How far an approximate pass is off is a question of real inputs: there the calibration inputs come first.
+    """
+    target = how.target
+    real = calibration is not None and any(item.approximate for item in how.passes)
+    if source.example is not None and not real:
         return NumericsCheck([imported.signature.flatten(*source.example)], target), []
     if calibration is not None:
         return NumericsCheck([feeds for feeds, _ in zip(calibration, range(2), strict=False)], target), []

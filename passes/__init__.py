@@ -6,7 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .attention.linear import LinearizeAttention as LinearizeAttention
     from .attention.quantize_cache import QuantizeCache as QuantizeCache
+    from .attention.sparse import SparseAttention as SparseAttention
     from .base import Context as Context
     from .base import Outcome as Outcome
     from .base import Pass as Pass
@@ -27,6 +29,7 @@ _HOME = {
     "CompensateLowRank": ".quantize.compensate",
     "Context": ".base",
     "EqualizeLog": ".smooth.equalize",
+    "LinearizeAttention": ".attention.linear",
     "MergeProducts": ".fuse.merge_products",
     "Outcome": ".base",
     "Pass": ".base",
@@ -36,6 +39,7 @@ _HOME = {
     "Rotate": ".rotate.rotate",
     "ScaleSalientChannels": ".smooth.salient",
     "SmoothQuant": ".smooth.smoothquant",
+    "SparseAttention": ".attention.sparse",
     "Stage": ".base",
     "SuppressOutliers": ".smooth.suppress",
 }
@@ -45,6 +49,7 @@ __all__ = [
     "CompensateLowRank",
     "Context",
     "EqualizeLog",
+    "LinearizeAttention",
     "MergeProducts",
     "Outcome",
     "Pass",
@@ -54,6 +59,7 @@ __all__ = [
     "Rotate",
     "ScaleSalientChannels",
     "SmoothQuant",
+    "SparseAttention",
     "Stage",
     "SuppressOutliers",
 ]

@@ -133,6 +133,8 @@ class Pass(abc.ABC):
     """A rewrite of a whole graph, in place. Subclasses are frozen dataclasses; their fields are their options."""
 
     stage: ClassVar[Stage]
+    approximate: ClassVar[bool] = False
+    """Whether it changes what is computed by design: with calibration inputs, by how much is measured and reported."""
     changes_inputs: ClassVar[bool] = False
     """Whether inputs and outputs of the graph may have other types afterwards."""
 

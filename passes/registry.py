@@ -32,6 +32,8 @@ PASSES: dict[str, Entry] = {
     "scale_salient_channels": Entry(".smooth.salient", "ScaleSalientChannels"),
     "quantize": Entry(".quantize.weights", "Quantize"),
     "compensate_low_rank": Entry(".quantize.compensate", "CompensateLowRank"),
+    "sparse_attention": Entry(".attention.sparse", "SparseAttention"),
+    "linearize_attention": Entry(".attention.linear", "LinearizeAttention"),
     "quantize_cache": Entry(".attention.quantize_cache", "QuantizeCache"),
     "merge_products": Entry(".fuse.merge_products", "MergeProducts"),
 }

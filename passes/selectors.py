@@ -109,6 +109,17 @@ def require_matches(selectors: Iterable[Selector], nodes: Iterable[onnx_ir.Node]
             )
 
 
+def selected(nodes: Sequence[onnx_ir.Node], include: Sequence[str], what: str) -> list[onnx_ir.Node]:
+    """Those of ``nodes`` that one of the selectors matches; all if there are none.
+
+    Raises:
+        SelectorError: a selector is malformed, or selects nothing.
+    """
+    parsed = parse_all(include)
+    require_matches(parsed, nodes, what)
+    return [node for node in nodes if not parsed or first(parsed, node) is not None]
+
+
 def _offer(selector: Selector, nodes: Sequence[onnx_ir.Node], what: str) -> str:
     if selector.field == "op":
         known = {node.op_type for node in nodes}

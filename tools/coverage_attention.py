@@ -72,7 +72,7 @@ def expected(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int:
     with _Count() as count:
         # With gradients: without, some modules take a kernel that hides what it computes.
         model(**inputs)
-    return count.found
+    return int(count.found)
 
 
 def measure(name: str, family: Family) -> Row | None:

@@ -73,6 +73,27 @@ def file_logits(path: str | Path, threads: int | None = None) -> Logits:
     return lambda ids: side.numpy(side.start(ids)[0])
 
 
+def generation_logits(path: str | Path, threads: int | None = None) -> Logits:
+    """What a compiled decoder computes as ``generate`` runs it: the graph for prompts, and a quantized cache, included.
+
+    Raises:
+        ModelError: the folder is no such decoder.
+    """
+    from ..compiler.decoding import Decoding
+    from ..compiler.load import load
+
+    model = load(path, threads=threads)
+    if model.decoder is None:
+        raise ModelError("the model is no decoder with a KV cache", where=str(path))
+    decoding = Decoding(model, 1)
+
+    def forward(ids: Array) -> Array:
+        decoding.reset()
+        return decoding.step(ids, np.ones(ids.shape, np.int64), every=True)
+
+    return forward
+
+
 def compiled_logits(compiled: Any) -> Logits:
     """What a :class:`burnish.CompiledModel` of a decoder computes."""
     spec = compiled.decoder

@@ -29,6 +29,7 @@ LOGITS_FROM = "logits_from"
 WINDOW = "burnish.window"
 """Metadata of the graph: how many tokens a token looks back, itself among them; -1 for all."""
 _OP, _CONTRIB = "GroupQueryAttention", "com.microsoft"
+_TURNED = 16
 _NORMALIZATIONS = (
     "RMSNormalization", "LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization",
     "SkipSimplifiedLayerNormalization",
@@ -101,6 +102,8 @@ def generation_graph(graph: Graph, spec: DecoderSpec) -> int:
         raise Unfit("layers differ in their rotary embeddings")
     tables = None
     if (pair := angles.pop()) is not None:
+        if spec.head_dim % _TURNED:
+            raise Unfit(f"GroupQueryAttention turns heads of multiples of {_TURNED}, not of {spec.head_dim}")
         tables = _tables(graph, pair, spec)
     last = _before_logits(graph)
     _rewrite(graph, layers, tables, window)

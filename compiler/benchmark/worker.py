@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...ir.errors import BurnishError, OptionError
+from .decoding_side import DecodingSide
 from .machine import peak_memory
 from .onnx_side import OnnxSide
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class Worker:
     """Does the parent's commands; each is a method that takes the message and returns the answer."""
 
-    side: OnnxSide | TorchSide
+    side: OnnxSide | DecodingSide | TorchSide
     measure: Callable[[], list[float]]  # one unit of work -> seconds of each call
 
     def load(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,7 +36,7 @@ class Worker:
         if message["eager"]:
             self.side = made(message["source"], message["threads"])
         else:
-            self.side = OnnxSide(message["source"], message["threads"])
+            self.side = opened(message["source"], message["threads"])
         return {
             "signature": self.side.signature(),
             "decoder": self.side.is_decoder,
@@ -91,6 +92,11 @@ class Worker:
         """Highest resident memory so far."""
         size = getattr(self.side, "model_bytes", 0)  # of a file only the side itself knows of
         return {"bytes": peak_memory(), "torch": "torch" in sys.modules, "model_bytes": size}
+
+
+def opened(source: str, threads: int | None) -> OnnxSide | DecodingSide:
+    """The side of an ONNX file or saved folder; a decoder with a generation graph runs that."""
+    return DecodingSide.of(source, threads) or OnnxSide(source, threads)
 
 
 def made(source: str, threads: int | None) -> Any:

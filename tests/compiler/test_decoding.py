@@ -178,6 +178,18 @@ def test_a_window_keeps_the_cache_small(tmp_path: Path) -> None:
     np.testing.assert_allclose(decoding.step(tokens[:, :200], ones(200)), wanted[:, 199], **CLOSE)
 
 
+def test_heads_that_the_kernel_does_not_turn(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, eos_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).eval().save_pretrained(tmp_path)
+    model = burnish.compile(tmp_path, cache=False)
+    assert any("heads of multiples of 16, not of 8" in remark.reason for remark in model.report.backend)
+    assert len(model.generate([5, 6, 7], max_new_tokens=5)) == 8
+
+
 def test_a_single_file_generates_with_the_general_graph(folder: Path, tmp_path: Path, model: Any) -> None:
     burnish.export(folder, tmp_path / "m.onnx", cache=False)
     single = burnish.load(tmp_path / "m.onnx")

@@ -88,13 +88,10 @@ def decoders(work: Path) -> list[Rival]:
         "w4a16-w8a8": {"passes": "w4a16", "prefill": "w8a8", "calibration": rows},
     }
     for name, options in recipes.items():
-        folder = work / f"smollm2-{name}"
         rivals.append(
             Rival(
                 f"Burnish {name}",
                 partial(_ours, work, name, **options),
-                f"{_SIDES}:burnish:{folder.absolute()}",
-                str(folder.absolute()),
                 ours=True,
             )
         )

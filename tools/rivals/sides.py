@@ -159,28 +159,6 @@ class OpenVino(_Rival):
         return run
 
 
-class Burnish(_Rival):
-    """A saved decoder the way ``generate`` runs it."""
-
-    def __init__(self, folder: Path) -> None:
-        from ...compiler.decoding import Decoding
-        from ...compiler.load import load
-
-        self._decoding = Decoding(load(folder), 1, capacity=4096)
-        self.model_bytes = models.size(folder)
-
-    def forward(self, ids: Array, cache: Any, past: int) -> tuple[Array, Any]:
-        """Logits of the last position after ``ids`` [1, sequence] behind ``past`` tokens."""
-        if self._decoding.length != past:
-            self._decoding.rewind(past)
-        return self._decoding.step(ids, np.ones((1, past + ids.shape[1]), np.int64)), None
-
-    def start(self, ids: Array) -> tuple[Array, Any]:
-        """Logits after a first pass."""
-        self._decoding.reset()
-        return self.forward(ids, None, 0)
-
-
 # Factories, named as `burnish.tools.rivals.sides:NAME:ARGUMENT`.
 
 
@@ -207,8 +185,3 @@ def openvino(kind: str) -> OpenVino:
 def minilm_openvino(kind: str) -> OpenVino:
     """MiniLM under OpenVINO with its default inference precision."""
     return OpenVino(models.minilm_openvino(kind), decoder=False)
-
-
-def burnish(folder: str) -> Burnish:
-    """A decoder compiled by Burnish, run as ``generate`` runs it."""
-    return Burnish(Path(folder))

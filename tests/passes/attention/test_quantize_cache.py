@@ -136,7 +136,7 @@ def test_numbers_are_verified(folder: Path) -> None:
 def test_with_quantized_weights(folder: Path) -> None:
     model = burnish.compile(folder, passes="w8a16,quantize_cache", cache=False)
     plain = burnish.compile(folder, passes="w8a16", cache=False)
-    assert error(logits(model, ids(), general=False), logits(plain, ids(), general=False)) < 0.045
+    assert error(logits(model, ids(), general=False), logits(plain, ids(), general=False)) < 0.06
     assert any("GroupQueryAttention" in remark.reason for remark in model.report.backend)
 
 
