@@ -10,8 +10,18 @@ import json
 import sys
 from pathlib import Path
 
-from . import bench_decoder, bench_files, bench_frontend, bench_scale
-from .bench_results import checks_table, decoder_table, files_table, fill, frontend_table, machine_line, scale_table
+from . import bench_attention, bench_decoder, bench_files, bench_frontend, bench_generation, bench_scale
+from .bench_results import (
+    attention_table,
+    checks_table,
+    decoder_table,
+    files_table,
+    fill,
+    frontend_table,
+    generation_table,
+    machine_line,
+    scale_table,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,14 +32,23 @@ def render(results: Path, documents: Path) -> None:
     decoder, files, frontend, scale = (
         json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in names
     )
+    generation, attention = (
+        json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in ("generation", "attention")
+    )
     blocks = {"decoder": decoder_table(decoder), "machine": machine_line(decoder)}
     more = blocks | {
         "files": files_table(files),
         "frontend": frontend_table(frontend),
         "scale": scale_table(scale),
-        "checks": checks_table(decoder, files, frontend, scale),
+        "checks": checks_table(decoder, files, frontend, scale, generation, attention),
     }
-    for path, parts in ((documents / "README.md", blocks), (documents / "docs" / "benchmarks.md", more)):
+    pages = {
+        "README.md": blocks,
+        "docs/benchmarks.md": more,
+        "docs/decoding.md": {"generation": generation_table(generation), "machine": machine_line(generation)},
+        "docs/attention.md": {"sparse": attention_table(attention), "machine": machine_line(attention)},
+    }
+    for path, parts in ((documents / name, parts) for name, parts in pages.items()):
         path.write_text(fill(path.read_text(encoding="utf-8"), parts), encoding="utf-8")
 
 
@@ -44,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.render:
         places = ["--out", str(ROOT / "benchmarks"), "--work", str(ROOT / "build/bench")]
         failed += bench_decoder.main(["--rounds", str(options.rounds), *places])
+        failed += bench_generation.main(places)
+        failed += bench_attention.main(places)
         failed += bench_files.main(["--rounds", str(options.rounds), *places])
         failed += bench_frontend.main(["--out", str(ROOT / "benchmarks")])
         failed += bench_scale.main([*places, *(["--large"] if options.large else [])])

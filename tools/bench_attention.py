@@ -66,7 +66,7 @@ def sparsity_window(length: int, kept: float = 0.25) -> int:
     total = blocks * (blocks + 1) // 2
     for width in range(1, blocks + 1):
         if sum(min(row + 1, width) for row in range(blocks)) > kept * total:
-            return max(width - 1, 1) * 128
+            return max(width - 2, 1) * 128 + 1  # the first token of a window reaches into one block more
     return length
 
 
@@ -75,10 +75,10 @@ def variants(length: int) -> dict[str, list[Pass]]:
     window = sparsity_window(length)
     return {
         EXACT: [],
-        "window": [SparseAttention("window", window - 127)],
-        "window and 64 global tokens": [SparseAttention("window", window - 127, global_tokens=64)],
-        "dilated by 2": [SparseAttention("dilated", (window - 127) // 2, 2)],
-        "block-local": [SparseAttention("block_local", window)],
+        "window": [SparseAttention("window", window)],
+        "window and 64 global tokens": [SparseAttention("window", window, global_tokens=64)],
+        "dilated by 2": [SparseAttention("dilated", window // 2, 2)],
+        "block-local": [SparseAttention("block_local", window - 1)],
         "strided": [SparseAttention("strided", 128)],
         "fixed": [SparseAttention("fixed", 128, summary=16)],
         "linear": [LinearizeAttention()],

@@ -41,23 +41,22 @@ PROMPTS, NEW = 20, 200
 GUESSES = 6
 
 
-def folders(work: Path) -> dict[str, Path]:
-    """SmolLM2 by each recipe, calibrated where it quantizes; kept in ``work`` between runs."""
-    tokens = windows(load_tokenizer(model_path("smollm2")), calibration_text(), _SEQUENCES)
-    rows = [{"input_ids": row[None]} for row in tokens]
-    found = {}
-    for name, options in RECIPES.items():
-        folder = found[name] = work / f"smollm2-generation-{name.replace(', ', '-').replace(' ', '-')}"
-        if not folder.is_dir():
-            work.mkdir(parents=True, exist_ok=True)
-            given = None if options["passes"] == "default" else rows
-            export(model_path("smollm2"), folder, calibration=given, cache=False, **options)
-    return found
+def folder(work: Path, name: str) -> Path:
+    """SmolLM2 by one recipe, calibrated if that quantizes; kept in ``work`` between runs."""
+    target = work / f"smollm2-generation-{name.replace(', ', '-').replace(' ', '-')}"
+    if not target.is_dir():
+        work.mkdir(parents=True, exist_ok=True)
+        options, rows = RECIPES[name], None
+        if options["passes"] != "default":
+            tokens = windows(load_tokenizer(model_path("smollm2")), calibration_text(), _SEQUENCES)
+            rows = [{"input_ids": row[None]} for row in tokens]
+        export(model_path("smollm2"), target, calibration=rows, cache=False, **options)
+    return target
 
 
 def flatness(found: dict[str, Path], rounds: int) -> dict[str, Any]:
     """Milliseconds a token behind 128 and 2,048 others, and bytes of cache a token."""
-    sides = [Side(name, str(folder)) for name, folder in found.items() if "prompts" not in name]
+    sides = [Side(name, str(path)) for name, path in found.items() if "prompts" not in name]
     with terminal_progress() as progress:
         result = benchmark(*sides, scenarios=[decode(128), decode(2048)], rounds=rounds, progress=progress)
     print(result, flush=True)
@@ -133,8 +132,8 @@ def agreement(found: dict[str, Path]) -> dict[str, list[int | None]]:
             )  # fmt: skip
         wanted.append(result[0, len(text) :].tolist())
     places = {}
-    for name, folder in found.items():
-        model = load(folder)
+    for name, path in found.items():
+        model = load(path)
         got = [model.generate(text, max_new_tokens=NEW, end_tokens=())[len(text) :] for text in texts]
         places[name] = [first_difference(one, other) for one, other in zip(got, wanted, strict=True)]
         print(name, places[name], flush=True)
@@ -143,7 +142,7 @@ def agreement(found: dict[str, Path]) -> dict[str, list[int | None]]:
 
 def measure(work: Path, rounds: int) -> dict[str, Any]:
     """Everything; what is returned goes into ``generation.json``."""
-    found = folders(work)
+    found = {name: folder(work, name) for name in RECIPES}
     flat = flatness(found, rounds)
     guessed = speculation(load(found["w4a16, prompts w8a8"]), rounds)
     agreed = agreement(found)

@@ -68,6 +68,57 @@ def decoder_table(results: Mapping[str, Any]) -> str:
     return _table([results["model"], *(titles.get(side, side) for side in sides)], rows)
 
 
+def generation_table(results: Mapping[str, Any]) -> str:
+    """Markdown of ``generation.json``: times behind a past, agreement with eager, guesses ahead."""
+    rows = []
+    agreed = results["agreement"]
+    near, far = results["scenarios"]
+    for side in agreed:
+        cells = ["–", "–", "–", "–"]
+        if side in results["sides"]:
+            early, late = (results["scenarios"][scenario][side]["median_ms"] for scenario in (near, far))
+            size = f"{results['cache_bytes_per_token'][side]:,.0f}"
+            cells = [f"{early:.1f} ms", f"{late:.1f} ms", f"{late - early:.1f} ms", size]
+        places = [place for place in agreed[side] if place is not None]
+        same = f"{len(agreed[side]) - len(places)} of {len(agreed[side])}"
+        first = f"{sorted(places)[len(places) // 2]}" if places else "–"
+        rows.append([f"`{side}`", *cells, same, first])
+    head = ["SmolLM2-135M-Instruct", "a token, 128 past", "2,048 past", "difference", "cache, bytes a token",
+            "prompts equal to eager over 200 tokens", "first difference, median"]  # fmt: skip
+    lines = [_table(head, rows), ""]
+    guesses = []
+    for kind, figure in results["speculation"].items():
+        rate, runs = figure["tokens_per_second"], figure["model_runs"]
+        guesses.append(
+            [
+                f"20 prompts, {kind}",
+                *(f"{rate[name]:.0f} tokens/s" for name in rate),
+                f"{rate['prompt lookup'] / rate['plain']:.2f}×",
+                f"{runs['plain'] / runs['prompt lookup']:.2f}",
+                "yes" if figure["same_tokens"] else "no",
+            ]
+        )
+    head = ["", "one by one", "prompt lookup", "ratio", "tokens a step", "same tokens"]
+    return "\n".join([*lines, _table(head, guesses)])
+
+
+def attention_table(results: Mapping[str, Any]) -> str:
+    """Markdown of ``attention.json``: a row a variant, three columns a length."""
+    lengths = results["lengths"]
+    names = list(next(iter(lengths.values()))["ms"])
+    rows = []
+    for name in names:
+        cells = []
+        for figures in lengths.values():
+            ratio = figures["ms"][name] / figures["ms"][names[0]]
+            cells.append(f"{figures['ms'][name]:.0f} ms ({ratio:.2f}×)")
+            cells.append(f"{figures['peak_memory_bytes'][name] / 1e6:.0f} MB")
+            cells.append(f"{figures['error'][name]:.2f}")
+        rows.append([name, *cells])
+    head = [f"{what}{int(length):,}" for length in lengths for what in ("tokens: ", "memory, ", "error, ")]
+    return _table(["attention", *head], rows)
+
+
 def _title(side: str) -> str:
     if side == "torch eager":
         return side

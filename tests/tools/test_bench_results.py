@@ -87,8 +87,27 @@ def test_files_are_measured_and_rendered(
     }  # fmt: skip
     write_results(tmp_path / "scale.json", {"compiling": [row], "checks": []})
     write_results(tmp_path / "frontend.json", {"seconds": {"import": 0.156}, "checks": []})
-    (tmp_path / "docs").mkdir()
     block = "<!-- {0} -->\n<!-- end {0} -->\n"
+    figures = {"default": {"median_ms": 20.0}, "w4a16": {"median_ms": 5.0}}
+    generation = {
+        "sides": list(figures), "scenarios": {"decode, 128 past": figures, "decode, 2048 past": figures},
+        "cache_bytes_per_token": {"default": 46080.0, "w4a16": 11520.0}, "machine": decoder["machine"],
+        "agreement": {"default": [None, None], "w4a16": [3, 7], "w4a16, prompts w8a8": [None, 5]}, "checks": [],
+        "speculation": {
+            "others": {"tokens_per_second": {"plain": 100.0, "prompt lookup": 90.0}, "same_tokens": True,
+                       "model_runs": {"plain": 64, "prompt lookup": 60}},
+        },
+    }  # fmt: skip
+    attention = {
+        "lengths": {"1024": {"ms": {"exact": 10.0, "window": 5.0}, "error": {"exact": 0.0, "window": 0.25},
+                             "peak_memory_bytes": {"exact": 100_000_000, "window": 50_000_000}}},
+        "machine": decoder["machine"], "checks": [],
+    }  # fmt: skip
+    write_results(tmp_path / "generation.json", generation)
+    write_results(tmp_path / "attention.json", attention)
+    (tmp_path / "docs").mkdir()
+    for name, key in (("decoding", "generation"), ("attention", "sparse")):
+        (tmp_path / "docs" / f"{name}.md").write_text("".join(block.format(n) for n in (key, "machine")))
     (tmp_path / "README.md").write_text("".join(block.format(name) for name in ("decoder", "machine")))
     names = ("decoder", "machine", "files", "frontend", "scale", "checks")
     (tmp_path / "docs" / "benchmarks.md").write_text("".join(block.format(name) for name in names))
@@ -98,3 +117,8 @@ def test_files_are_measured_and_rendered(
     assert "| linear | " in page
     assert "| import | 0.16 |" in page
     assert "| tiny | 3 | 2.20 GB | 0.62 GB | 21 s | 900 MB |" in page
+    page = (tmp_path / "docs" / "decoding.md").read_text()
+    assert "| `w4a16` | 5.0 ms | 5.0 ms | 0.0 ms | 11,520 | 0 of 2 | 7 |" in page
+    assert "| `w4a16, prompts w8a8` | – | – | – | – | 1 of 2 | 5 |" in page
+    assert "| 20 prompts, others | 100 tokens/s | 90 tokens/s | 0.90× | 1.07 | yes |" in page
+    assert "| window | 5 ms (0.50×) | 50 MB | 0.25 |" in (tmp_path / "docs" / "attention.md").read_text()

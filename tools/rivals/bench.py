@@ -24,6 +24,7 @@ from ...compiler.benchmark.machine import describe_machine
 from ...compiler.benchmark.onnx_side import OnnxSide
 from ...compiler.benchmark.worker import made
 from ...compiler.progress import terminal_progress
+from .. import bench_generation
 from ..baseline import baseline_path, minilm_path
 from ..bench_results import write_results
 from ..fetch import model_path
@@ -53,17 +54,12 @@ class Rival:
     ours: bool = False
 
 
-def _ours(work: Path, name: str, **options: Any) -> Path:
-    folder = work / f"smollm2-{name}"
-    if not folder.is_dir():
-        work.mkdir(parents=True, exist_ok=True)
-        export(model_path("smollm2"), folder, cache=False, **options)
-    return folder
+def _ours(work: Path, name: str) -> Path:
+    return bench_generation.folder(work, name)
 
 
 def decoders(work: Path) -> list[Rival]:
     """Language models, the first being what ratios refer to."""
-    rows = [{"input_ids": row[None]} for row in models.calibration_tokens()]
     rivals = [
         Rival(FLOAT, baseline_path),
         Rival("ONNX Runtime quantize_dynamic", models.runtime_dynamic),
@@ -81,20 +77,8 @@ def decoders(work: Path) -> list[Rival]:
                 f"{_SIDES}:llama_every:{kind}",
             )
         )
-    recipes: dict[str, dict[str, Any]] = {
-        "w8a16": {"passes": "w8a16"},
-        "w8a8": {"passes": "smoothquant,quantize(scheme=w8a8)", "calibration": rows},
-        "w4a16": {"passes": "w4a16", "calibration": rows},
-        "w4a16-w8a8": {"passes": "w4a16", "prefill": "w8a8", "calibration": rows},
-    }
-    for name, options in recipes.items():
-        rivals.append(
-            Rival(
-                f"Burnish {name}",
-                partial(_ours, work, name, **options),
-                ours=True,
-            )
-        )
+    for name in ("w8a16", "w4a16", "w4a16, prompts w8a8"):
+        rivals.append(Rival(f"Burnish {name}", partial(_ours, work, name), ours=True))
     return rivals
 
 
