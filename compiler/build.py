@@ -39,7 +39,7 @@ from ..passes.spec import Passes, check_order, format_pass, implied, parse
 from ..passes.statistics import Observer
 from .artifact import MANIFEST_KEY, MODEL_FILE, REPORT_KEY, Manifest, data_file, record, stamp
 from .cache import Cache, cacheable, digest_graph, digest_path, key_of, open_cache
-from .calibration import DataFile
+from .calibration import DataFile, digest_inputs
 from .inputs import PAST, Calibration, made_up
 from .measure import measure, node_count, weight_count
 from .phases import add_generation, add_prefill
@@ -160,9 +160,11 @@ def build(
         if cache is not None:
             remarks.append(Remark("skipped", "", "not cached: a pass is not one of Burnish's own"))
         store = None
-    if store is not None and how.calibration is not None:
+    data = None if how.calibration is None else digest_inputs(how.calibration)
+    if store is not None and how.calibration is not None and data is None:
         if cache is not None:
-            remarks.append(Remark("skipped", "", "not cached: calibration inputs are not part of the key"))
+            reason = "not cached: calibration inputs that are no list or tuple of arrays are not part of the key"
+            remarks.append(Remark("skipped", "", reason))
         store = None
     imported: Imported | None = None
     seconds: dict[str, float] = {}
@@ -176,7 +178,8 @@ def build(
             digest = digest_graph(imported.graph, imported.signature)
         example = repr(source.example) if how.verify == "numerics" else ""
         prompts = [] if how.prefill is None else ["prefill", *map(format_pass, how.prefill)]
-        key = key_of(digest, how.passes, [how.target, how.verify, example, *prompts])
+        calibrated = [] if data is None else ["calibration", data]
+        key = key_of(digest, how.passes, [how.target, how.verify, example, *prompts, *calibrated])
         found = _look_up(store, key, remarks)
         if found is not None:
             return replace_signature(found, imported)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 
 from ..frontends.imported import Imported
 from ..ir.errors import CalibrationError, InputError, UnsupportedError
-from .inputs import fill_tokens
+from .inputs import as_numpy, fill_tokens
 
 
 def load_arrays(path: Path) -> dict[str, Any]:
@@ -29,6 +31,42 @@ def load_arrays(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def digest_inputs(given: Iterable[Any] | DataFile) -> str | None:
+    """A digest of calibration inputs that are there as a whole; None for an iterator, or what has no fixed content."""
+    digest = hashlib.sha256()
+    if isinstance(given, DataFile):
+        try:
+            with given.path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return None  # reading it for good says what is wrong
+        return f"{content} {given.length} {given.most}"
+    if not isinstance(given, list | tuple):
+        return None
+    return digest.hexdigest() if all(_add(digest, item) for item in given) else None
+
+
+def _add(digest: Any, item: Any) -> bool:
+    """Add one input, whatever nests in it; whether its content is all known."""
+    if isinstance(item, Mapping):
+        digest.update(b"{")
+        return all(_add(digest, part) for pair in item.items() for part in pair)
+    if isinstance(item, list | tuple):
+        digest.update(b"[")
+        return all(_add(digest, part) for part in item)
+    if isinstance(item, str | bool | int | float) or item is None:
+        digest.update(repr(item).encode())
+        return True
+    if isinstance(item, np.ndarray) or hasattr(item, "detach"):
+        array = as_numpy(item)
+        if array.dtype.hasobject:
+            return False
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+        return True
+    return False
+
+
 @dataclass(frozen=True)
 class DataFile:
     """A file to calibrate on.
@@ -40,7 +78,7 @@ class DataFile:
     """
 
     path: Path
-    length: int = 128
+    length: int = 512
     most: int = 32
 
     def inputs(self, imported: Imported) -> list[dict[str, Any]]:
@@ -78,7 +116,10 @@ class DataFile:
         from tokenizers import Tokenizer
 
         raw = content if isinstance(content, bytes) else Path(content).read_bytes()
-        tokens: list[int] = Tokenizer.from_str(raw.decode("utf-8")).encode(text).ids
+        tokenizer = Tokenizer.from_str(raw.decode("utf-8"))
+        tokenizer.no_truncation()  # some files cut every text to the length that an encoder was trained on
+        tokenizer.no_padding()
+        tokens: list[int] = tokenizer.encode(text).ids
         return tokens
 
     def _feeds(self, imported: Imported, ids: list[int]) -> dict[str, Any]:

@@ -55,9 +55,10 @@ def check_mode(verify: str) -> Verify:
     Raises:
         OptionError: it is not.
     """
-    for mode in get_args(Verify):
+    modes: tuple[Verify, ...] = get_args(Verify)
+    for mode in modes:
         if verify == mode:
-            return verify  # type: ignore[return-value]
+            return mode
     raise OptionError(f"verify={verify!r} is not a way to verify", fix=nearest(str(verify), get_args(Verify)))
 
 

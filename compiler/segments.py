@@ -133,10 +133,11 @@ def write_segment(base: Path, segment: Segment, before: Sequence[str], observer:
 def _tokens(edit: Editor, value: onnx_ir.Value) -> onnx_ir.Value:
     """``value`` as float32 [T, K]."""
     assert value.shape is not None
+    channels = value.shape[-1]
+    assert isinstance(channels, int)  # what is observed has a known number
     if value.dtype != onnx_ir.DataType.FLOAT:
         value = edit.op("Cast", [value], {"to": onnx_ir.DataType.FLOAT.value}, dtype=onnx_ir.DataType.FLOAT)
-    channels = value.shape[-1] if value.shape is not None else None
-    return edit.op("Reshape", [value, edit.ints([-1, int(channels)], "tokens_shape")])  # type: ignore[arg-type]
+    return edit.op("Reshape", [value, edit.ints([-1, channels], "tokens_shape")])
 
 
 def _cut(graph: Graph, keep: Sequence[str] = ()) -> None:

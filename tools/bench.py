@@ -1,6 +1,7 @@
 """Measures every figure of README and docs/benchmarks.md and writes them into both: ``make bench``.
 
-``--render`` only writes what ``benchmarks/*.json`` holds into the documents.
+``--render`` only writes what ``benchmarks/*.json`` holds into the documents. Other tools are measured by
+``make rivals``, in an environment of their own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .bench_results import (
     machine_line,
     scale_table,
 )
+from .rivals.bench import table as rival_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,6 +34,7 @@ def render(results: Path, documents: Path) -> None:
     decoder, files, frontend, scale = (
         json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in names
     )
+    rivals = json.loads((results / "rivals.json").read_text(encoding="utf-8"))
     generation, attention = (
         json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in ("generation", "attention")
     )
@@ -42,6 +45,8 @@ def render(results: Path, documents: Path) -> None:
         "scale": scale_table(scale),
         "checks": checks_table(decoder, files, frontend, scale, generation, attention),
     }
+    for kind in ("decoders", "encoders"):
+        more |= {f"rival {kind}": rival_table(rivals[kind])}
     pages = {
         "README.md": blocks,
         "docs/benchmarks.md": more,

@@ -361,7 +361,7 @@ def _gather(edit: Editor, user: onnx_ir.Node, stored: _Stored) -> str | None:
     width = weight.blocks * weight.block
     result = user.outputs[0]
     exact = width == weight.k
-    shape = None if rank(indices) is None else [*(indices.shape or ()), width]  # type: ignore[union-attr]
+    shape = None if indices is None or indices.shape is None else [*indices.shape, width]
     inputs = [stored.table, indices, stored.scales, *([stored.zeros] if stored.zeros is not None else [])]
     y = edit.op(
         "GatherBlockQuantized",

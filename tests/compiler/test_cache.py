@@ -14,6 +14,7 @@ import onnx
 import pytest
 from burnish.compiler import cache as caching
 from burnish.compiler.cache import Cache, open_cache
+from burnish.compiler.calibration import DataFile, digest_inputs
 from burnish.ir.errors import OptionError
 from burnish.ir.graph import Graph
 from burnish.passes.base import Context, Outcome, Pass, Stage
@@ -176,3 +177,34 @@ def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if sys.platform == "linux":
         assert caching.default_folder() == tmp_path / "burnish"
+
+
+def test_calibration_inputs_are_part_of_the_key(network: Callable, folder: Path) -> None:
+    made = network()
+    rows = [np.random.default_rng(seed).standard_normal((4, 64), np.float32) for seed in range(3)]
+
+    def compiled(calibration: object) -> object:
+        quantize = burnish.passes.Quantize("w8a16", method="gptq")
+        return burnish.compile(made.path, passes=[quantize], calibration=calibration, cache=folder).report
+
+    assert not compiled(rows).cached and compiled(rows).cached and compiled([row.copy() for row in rows]).cached
+    assert not compiled([*rows[:2], rows[2] + 1]).cached
+    count = len(entries(folder))
+    report = compiled(iter(rows))
+    assert not report.cached and len(entries(folder)) == count
+    assert any("not cached: calibration inputs" in remark.reason for remark in report.backend)
+
+
+def test_digests_of_inputs(tmp_path: Path) -> None:
+    ids = np.arange(6).reshape(2, 3)
+    same = [digest_inputs(given) for given in ([{"a": ids}], ({"a": ids.copy()},))]
+    assert same[0] == same[1] is not None
+    others = [[{"b": ids}], [{"a": ids.reshape(3, 2)}], [{"a": ids.astype(np.int32)}], [[1, 2]]]
+    assert len({*same, *map(digest_inputs, others)}) == 5
+    assert digest_inputs(iter([ids])) is None and digest_inputs([object()]) is None
+    file = tmp_path / "text.txt"
+    file.write_text("one")
+    first = digest_inputs(DataFile(file))
+    file.write_text("two")
+    assert first != digest_inputs(DataFile(file)) != digest_inputs(DataFile(file, length=8))
+    assert digest_inputs(DataFile(tmp_path / "nothing")) is None

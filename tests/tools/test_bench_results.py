@@ -105,17 +105,25 @@ def test_files_are_measured_and_rendered(
     }  # fmt: skip
     write_results(tmp_path / "generation.json", generation)
     write_results(tmp_path / "attention.json", attention)
+    tool = {"median_ms": 9.0, "iqr_ms": 0.5}
+    rivals = {
+        "sides": ["tool"], "scenarios": {"prefill 128": {"tool": tool}}, "model_bytes": {"tool": 10_000_000},
+        "peak_memory_bytes": {"tool": 20_000_000}, "failed": {"other": "ImportError: no"},
+    }  # fmt: skip
+    kinds = {"decoders": {**rivals, "perplexity": {"tool": 14.0}}, "encoders": {**rivals, "cosine": {"tool": 0.99}}}
+    write_results(tmp_path / "rivals.json", {**kinds, "checks": []})
     (tmp_path / "docs").mkdir()
     for name, key in (("decoding", "generation"), ("attention", "sparse")):
         (tmp_path / "docs" / f"{name}.md").write_text("".join(block.format(n) for n in (key, "machine")))
     (tmp_path / "README.md").write_text("".join(block.format(name) for name in ("decoder", "machine")))
-    names = ("decoder", "machine", "files", "frontend", "scale", "checks")
+    names = ("rival decoders", "rival encoders", "decoder", "machine", "files", "frontend", "scale", "checks")
     (tmp_path / "docs" / "benchmarks.md").write_text("".join(block.format(name) for name in names))
     bench.render(tmp_path, tmp_path)
     assert "| size on disk | 540 MB | 80 MB |" in (tmp_path / "README.md").read_text()
     page = (tmp_path / "docs" / "benchmarks.md").read_text()
     assert "| linear | " in page
     assert "| import | 0.16 |" in page
+    assert "| tool | 10 MB | 20 MB | 9.0 ms ± 0.5 | 14 |" in page and "| other | ImportError: no |" in page
     assert "| tiny | 3 | 2.20 GB | 0.62 GB | 21 s | 900 MB |" in page
     page = (tmp_path / "docs" / "decoding.md").read_text()
     assert "| `w4a16` | 5.0 ms | 5.0 ms | 0.0 ms | 11,520 | 0 of 2 | 7 |" in page
