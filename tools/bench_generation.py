@@ -42,12 +42,12 @@ GUESSES = 6
 
 
 def folder(work: Path, name: str) -> Path:
-    """SmolLM2 by one recipe, calibrated if that quantizes; kept in ``work`` between runs."""
+    """SmolLM2 by one recipe, calibrated if that has 4 bits; kept in ``work`` between runs."""
     target = work / f"smollm2-generation-{name.replace(', ', '-').replace(' ', '-')}"
     if not target.is_dir():
         work.mkdir(parents=True, exist_ok=True)
         options, rows = RECIPES[name], None
-        if options["passes"] != "default":
+        if "w4a16" in options["passes"]:
             tokens = windows(load_tokenizer(model_path("smollm2")), calibration_text(), _SEQUENCES)
             rows = [{"input_ids": row[None]} for row in tokens]
         export(model_path("smollm2"), target, calibration=rows, cache=False, **options)

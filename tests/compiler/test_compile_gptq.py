@@ -77,3 +77,18 @@ def test_same_data_same_weights(block: torch.nn.Module, tmp_path: Path) -> None:
 def test_by_name_without_data(block: torch.nn.Module) -> None:
     with pytest.raises(CalibrationError, match="calibration="):
         burnish.compile(block, batches(1, 0)[0], passes=[passes.Quantize(method="gptq")], cache=False)
+
+
+def test_eight_bits_in_groups_are_rounded_to_nearest_unless_asked() -> None:
+    block = torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.ReLU(), torch.nn.Linear(96, 64)).eval()
+    data = [(torch.randn(32, 64),) for _ in range(4)]
+
+    def codes(scheme: str, calibration: object, **options: object) -> list[np.ndarray]:
+        item = burnish.passes.Quantize(scheme, **options)
+        compiled = burnish.compile(block, data[0], passes=[item], calibration=calibration, cache=False)
+        return [compiled(data[1][0]).numpy()]
+
+    plain = codes("w8a16", None)[0]
+    assert np.array_equal(codes("w8a16", data)[0], plain)
+    assert not np.array_equal(codes("w8a16", data, method="gptq")[0], plain)
+    assert not np.array_equal(codes("w4a16", data)[0], codes("w4a16", None)[0])

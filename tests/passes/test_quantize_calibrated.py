@@ -179,7 +179,10 @@ def test_eight_bits_and_overrides() -> None:
     outcome = model.quantized(Observed(model.model), overrides={"down": "w8a16"}, exclude="gate")
     found = figures(outcome)
     assert {name: values["bits"] for name, values in found.items()} == {"up": 4, "down": 8, "table": 4}
-    assert found["down"]["output_error"] < 1e-4
+    assert "output_error" not in found["down"]  # rounded to nearest, as good as any
+    model = Model()
+    outcome = model.quantized(Observed(model.model), method="gptq", overrides={"down": "w8a16"}, exclude="gate")
+    assert figures(outcome)["down"]["output_error"] < 1e-4
 
 
 @pytest.mark.parametrize("options", [{"method": "gptq"}, {"method": "gptq", "exclude": "*"}])

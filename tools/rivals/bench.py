@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,7 +67,7 @@ def decoders(work: Path) -> list[Rival]:
         Rival("ONNX Runtime MatMulNBits int4", models.runtime_4_bits),
         Rival("onnxruntime-genai int4", partial(models.genai, "int4"), f"{_SIDES}:genai:int4"),
     ]
-    for kind in ("float", "int8", "int4", "int4_awq"):
+    for kind in ("float", "int8", "int4"):
         rivals.append(Rival(f"OpenVINO {kind}", partial(models.openvino, kind), f"{_SIDES}:openvino:{kind}"))
     for kind in ("q4_0", "q4_k_m", "q8_0"):
         rivals.append(
@@ -91,11 +92,16 @@ def _made(rivals: list[Rival]) -> tuple[list[tuple[Rival, Side]], dict[str, str]
             side = Side(rival.name, rival.source or str(path), eager=bool(rival.source))
             benchmark(side, scenarios=[], rounds=5)  # loads it alone, so that one that does not is told by name
         except Exception as error:  # whatever another tool raises is its row
-            failed[rival.name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            failed[rival.name] = _reason(error)
             print(f"{rival.name}: {failed[rival.name]}", flush=True)
             continue
         ready.append((rival, side))
     return ready, failed
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, without the folders of this machine."""
+    return re.sub(r"/(?:[^/\s\"']+/)+", "", f"{type(error).__name__}: {str(error).splitlines()[0]}")[:200]
 
 
 def _perplexity(rival: Rival, side: Side, count: int) -> float | str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from ..baseline import baseline_path, eager_smollm2, minilm_path
 from ..fetch import cache_folder, locked, model_path
 from ..text import calibration_text, load_tokenizer, windows
 
-SEQUENCES, LENGTH = 32, 128
 """What is calibrated on."""
 
 
@@ -100,16 +99,10 @@ def llama(name: str) -> Path:
     return kept(f"llama_{name}", make) / "model.gguf"
 
 
-def calibration_tokens() -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Token ids [sequences, length] of the calibration topics."""
-    return windows(load_tokenizer(model_path("smollm2")), calibration_text(), SEQUENCES, LENGTH)
-
-
 def openvino(kind: str) -> Path:
     """The decoder with a stateful cache, weights compressed by NNCF: ``float``, ``int8`` or ``int4``.
 
-    ``int4`` is symmetric in groups of 32 with the head in int8, NNCF's default mix, and ``int4_awq`` adds its
-    data-aware scale estimation and AWQ on the calibration text.
+    ``int4`` has groups of 32 and zero points, and everything in 4 bits.
     """
 
     def make(folder: Path) -> None:
@@ -125,16 +118,6 @@ def openvino(kind: str) -> Path:
             model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
         elif kind == "int4":
             model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT4_ASYM, group_size=32, ratio=1.0)
-        elif kind == "int4_awq":
-            model = nncf.compress_weights(
-                model,
-                mode=nncf.CompressWeightsMode.INT4_ASYM,
-                group_size=32,
-                ratio=1.0,
-                awq=True,
-                scale_estimation=True,
-                dataset=nncf.Dataset(list(_decoder_feeds(model))),
-            )
         pairs = {
             name: name.replace("past_key_values", "present")
             for value in model.inputs
@@ -144,20 +127,6 @@ def openvino(kind: str) -> Path:
         ov.save_model(model, str(folder / "model.xml"), compress_to_fp16=False)
 
     return kept(f"openvino_{kind}", make) / "model.xml"
-
-
-def _decoder_feeds(model: Any) -> Iterator[dict[str, Any]]:
-    for row in calibration_tokens():
-        feeds: dict[str, Any] = {
-            "input_ids": row[None],
-            "attention_mask": np.ones((1, LENGTH), np.int64),
-            "position_ids": np.arange(LENGTH)[None],
-        }
-        for value in model.inputs:
-            if value.any_name.startswith("past_key_values"):
-                shape = value.get_partial_shape()
-                feeds[value.any_name] = np.zeros((1, shape[1].get_length(), 0, shape[3].get_length()), np.float32)
-        yield feeds
 
 
 def runtime_dynamic() -> Path:
