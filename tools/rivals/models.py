@@ -18,8 +18,6 @@ from ..baseline import baseline_path, eager_smollm2, minilm_path
 from ..fetch import cache_folder, locked, model_path
 from ..text import calibration_text, load_tokenizer, windows
 
-"""What is calibrated on."""
-
 
 def kept(name: str, make: Callable[[Path], None]) -> Path:
     """The folder ``name`` of the cache, filled by ``make`` the first time; whole or not there."""
