@@ -163,7 +163,8 @@ class CompiledModel:
         if name not in self._others:
             check_files(self._path, self._manifest)
             # Threads that wait in a loop for the next prompt would take the processor from decoding.
-            self._others[name] = Session(file, threads=self._threads, spinning=name != PREFILL_FILE)
+            tokens = name != PREFILL_FILE  # one at a time; for those, scores by tiles are quicker
+            self._others[name] = Session(file, threads=self._threads, spinning=tokens, tiled=tokens)
         return self._others[name]
 
     def _open(self) -> Session:

@@ -2,9 +2,8 @@
 
 The kernel takes unsigned activations and signed weights: both signed, it is 20 times slower. It takes one scale and
 one zero point for all activations. So the scales of the tokens are multiplied to its result, and a bias is added after
-that. Codes without zero points become unsigned ones around 128, the one zero point. Others have theirs in columns
-behind the codes, where the weights sum up to minus the sum of the channel: ``sum(q w) - z sum(w) = sum((q - z) w)``,
-exact in integers.
+that; and their zero points stand in columns behind the codes, where the weights sum up to minus the sum of the channel:
+``sum(q w) - z sum(w) = sum((q - z) w)``, exact in integers.
 """
 
 from __future__ import annotations
@@ -66,7 +65,6 @@ class _Lowering:
         self.remarks: list[Remark] = []
         self._codes: dict[tuple[onnx_ir.Node, int], onnx_ir.Value] = {}
         self._one: onnx_ir.Value | None = None
-        self._center: onnx_ir.Value | None = None
 
     def weight(self, node: onnx_ir.Node) -> None:
         """Lower the products and embeddings of one dequantized weight."""
@@ -90,15 +88,9 @@ class _Lowering:
             for user, _, _ in products:
                 self.remarks.append(Remark("missed", module_path(user), f"not computed in int8: {reason}"))
             return
-        signed = {len(quantize.inputs) == 2 for _, _, (quantize, _) in products}
-        if len(signed) > 1:
-            for user, _, _ in products:
-                reason = "inputs with zero points and inputs without share its weight"
-                self.remarks.append(Remark("missed", module_path(user), f"not computed in int8: {reason}"))
-            return
         found = read(node, turned=turned)
         assert isinstance(found, Quantized)
-        extra = 0 if signed.pop() else _extra(found)
+        extra = _extra(found)
         stored = _store(self.edit, found, extra)
         for user in tables:
             self._table(user, stored)
@@ -113,8 +105,7 @@ class _Lowering:
 
     def _product(self, user: onnx_ir.Node, stored: _Stored, quantize: onnx_ir.Node, dequantize: onnx_ir.Node) -> None:
         edit, scale = self.edit, quantize.inputs[1]
-        around = len(quantize.inputs) == 2
-        codes = self._around_middle(quantize) if around else self._extended(quantize, stored.extra)
+        codes = self._extended(quantize, stored.extra)
         edit.at(user, [stored.weight.node, dequantize, user])
         columns = stored.codes
         if not stored.weight.turned:
@@ -122,8 +113,6 @@ class _Lowering:
         if self._one is None:
             self._one = edit.initializer(np.asarray(1, np.float32), "one")
         inputs = [codes, columns, self._one, stored.scales]
-        if around:
-            inputs.append(self._middle())
         result = user.outputs[0]
         y = edit.op(
             "MatMulIntegerToFloat", inputs, domain=CONTRIB, dtype=result.dtype, shape=result.shape,
@@ -133,22 +122,6 @@ class _Lowering:
         bias = user.inputs[2] if len(user.inputs) > 2 else None
         y = scale_and_add(edit, y, bias, float(attribute(user, "alpha", 1.0)), float(attribute(user, "beta", 1.0)))
         edit.replace(result, y)
-
-    def _middle(self) -> onnx_ir.Value:
-        if self._center is None:
-            self._center = self.edit.initializer(np.asarray(_OFFSET, np.uint8), "middle")
-        return self._center
-
-    def _around_middle(self, quantize: onnx_ir.Node) -> onnx_ir.Value:
-        """The codes of an input, unsigned, 128 standing for zero; made once."""
-        edit = self.edit
-        if (quantize, 0) not in self._codes:
-            edit.at(quantize)
-            x, scale = quantize.inputs[:2]
-            offsets = edit.op("Expand", [self._middle(), edit.op("Shape", [scale])])
-            block = {"axis": -1, "block_size": attribute(quantize, "block_size")}
-            self._codes[quantize, 0] = edit.op("QuantizeLinear", [x, scale, offsets], block, hint=quantize.name)
-        return self._codes[quantize, 0]
 
     def _extended(self, quantize: onnx_ir.Node, extra: int) -> onnx_ir.Value:
         """The codes of an input, unsigned, and its zero points ``extra`` times behind them; made once."""
@@ -193,11 +166,11 @@ def _quantized_input(product: onnx_ir.Node) -> tuple[onnx_ir.Node, onnx_ir.Node]
     """The ``QuantizeLinear`` of the rows of an input and the ``DequantizeLinear`` that the product reads."""
     x = product.inputs[0]
     dequantize = None if x is None else x.producer()
-    if dequantize is None or not is_op(dequantize, "DequantizeLinear") or len(dequantize.inputs) < 2:
+    if dequantize is None or not is_op(dequantize, "DequantizeLinear") or len(dequantize.inputs) != 3:
         return None
     codes = dequantize.inputs[0]
     quantize = None if codes is None else codes.producer()
-    if quantize is None or not is_op(quantize, "QuantizeLinear"):
+    if quantize is None or not is_op(quantize, "QuantizeLinear") or len(quantize.inputs) != 3:
         return None
     sizes = dims(codes)
     same = tuple(quantize.inputs[1:]) == tuple(dequantize.inputs[1:])
@@ -206,8 +179,6 @@ def _quantized_input(product: onnx_ir.Node) -> tuple[onnx_ir.Node, onnx_ir.Node]
     for node in (quantize, dequantize):
         if attribute(node, "axis", 1) not in (-1, len(sizes) - 1) or attribute(node, "block_size", 0) != sizes[-1]:
             return None
-    if len(quantize.inputs) == 2:
-        return quantize, dequantize
     return None if _unsigned_offset(quantize) is None else (quantize, dequantize)
 
 

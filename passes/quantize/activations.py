@@ -42,7 +42,7 @@ def obstacle(weight: Weight) -> str | None:
 
 
 def quantize_inputs(
-    edit: Editor, products: Sequence[onnx_ir.Node], order: Mapping[onnx_ir.Node, int], *, symmetric: bool = False
+    edit: Editor, products: Sequence[onnx_ir.Node], order: Mapping[onnx_ir.Node, int]
 ) -> dict[onnx_ir.Value, list[onnx_ir.Node]]:
     """Let ``products`` read their left operand through 8 bits; one they share is quantized once.
 
@@ -50,7 +50,6 @@ def quantize_inputs(
         edit: of the main graph.
         products: ``MatMul`` and ``Gemm`` nodes whose left operand is float32 [..., tokens, channels].
         order: position of each node in the graph.
-        symmetric: do without zero points.
 
     Returns:
         The products by the value they read.
@@ -63,10 +62,6 @@ def quantize_inputs(
     if not readers:
         return {}
     last = edit.ints([-1], "last_axis")
-    if symmetric:
-        for x, nodes in readers.items():
-            _symmetric(edit, x, nodes, last)
-        return readers
     zero = edit.initializer(np.asarray(0, np.float32), "zero")
     middle = edit.initializer(np.asarray(128, np.float32), "middle")
     step = edit.initializer(np.asarray(1 / _LARGEST, np.float32), "int8_step")
@@ -89,25 +84,6 @@ def quantize_inputs(
         for node in nodes:
             node.replace_input_with(0, restored)
     return readers
-
-
-def _symmetric(edit: Editor, x: onnx_ir.Value, nodes: Sequence[onnx_ir.Node], last: onnx_ir.Value) -> None:
-    """``q = round(x / s)`` with ``s = max |x| / 127``: fewer operators, and half a range lost where x has one sign."""
-    edit.at(nodes[0], nodes)
-    name = x.name or "input"
-    step = edit.initializer(np.asarray(1 / 127, np.float32), "int8_step")
-    tiny = edit.initializer(np.asarray(_TINY, np.float32), "smallest_scale")
-    ends = [edit.op(op, [x, last], {"keepdims": 1}) for op in ("ReduceMax", "ReduceMin")]
-    largest = edit.op("Max", [ends[0], edit.op("Neg", [ends[1]])])
-    scale = edit.op("Max", [edit.op("Mul", [largest, step]), tiny], hint=f"{name}.scale")
-    block = {"axis": -1, "block_size": _channels(nodes[0])}
-    kind = {"output_dtype": int(onnx_ir.DataType.INT8)}
-    codes = edit.op("QuantizeLinear", [x, scale], {**block, **kind}, hint=f"{name}.quantize")
-    restored = edit.op(
-        "DequantizeLinear", [codes, scale], block, dtype=x.dtype, shape=x.shape, hint=f"{name}.dequantize"
-    )
-    for node in nodes:
-        node.replace_input_with(0, restored)
 
 
 def _channels(product: onnx_ir.Node) -> int:

@@ -53,8 +53,6 @@ class Quantize(Pass):
         keep_columns: so many input channels of each product, those that rounding hurts most, stay in floating point in
             a thin product beside it (OWQ, Lee et al. 2024); calibration inputs are needed.
         keep_in: selectors of the products that keep columns; all if empty.
-        symmetric_activations: quantized inputs do without zero points. Faster by the operators that compute them, and
-            coarser where inputs have one sign, as behind a GELU; those of Llama-like decoders hardly do.
 
     Raises:
         OptionError: a scheme or value that no kernel takes.
@@ -75,7 +73,6 @@ class Quantize(Pass):
     rounds: int = refine.ROUNDS
     keep_columns: int = 0
     keep_in: str | Sequence[str] = ()
-    symmetric_activations: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -90,10 +87,6 @@ class Quantize(Pass):
                 "keep_columns needs calibration inputs, method='rtn' takes none", where="Quantize", fix="leave one out"
             )
         base = self.resolved
-        if self.symmetric_activations and base.activations is None:
-            raise OptionError(
-                f"symmetric_activations has no effect on {self.scheme}", where="Quantize", fix="use scheme='w8a8'"
-            )
         pairs = self.overrides.items() if isinstance(self.overrides, Mapping) else self.overrides
         # Frozen and hashable: mappings become tuples.
         frozen = tuple((key, tuple(sorted(v.items())) if isinstance(v, Mapping) else v) for key, v in pairs)
@@ -187,7 +180,7 @@ class Quantize(Pass):
             )
             outcome.applied(_where(weight), f"{scheme}{shared}{kernel}", **figures)
         products = [node for weight, scheme in chosen if scheme.activations for node in weight.products]
-        inputs = activations.quantize_inputs(edit, products, order, symmetric=self.symmetric_activations)
+        inputs = activations.quantize_inputs(edit, products, order)
         for nodes in inputs.values():
             outcome.count(activations.RULE)
             outcome.applied(module_path(nodes[0]), f"input quantized by token, once for {len(nodes)} products")

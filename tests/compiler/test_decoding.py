@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from burnish.compiler.artifact import GENERATION_FILE, PREFILL_FILE
-from burnish.compiler.decoding import Decoding
+from burnish.compiler.decoding import CHUNK, Decoding
 from burnish.ir.errors import InputError, OptionError, UnsupportedError
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
@@ -84,6 +85,26 @@ def test_chunks_give_what_one_pass_gives(model: Any, chunks: list[int]) -> None:
         np.testing.assert_allclose(got, wanted[:, start : start + count], **CLOSE)
         start += count
     assert decoding.length == 40
+
+
+def test_a_long_prompt_is_read_in_pieces(tmp_path: Path) -> None:
+    burnish.export(save(tmp_path / "llama"), tmp_path / "out", cache=False)
+    model = burnish.load(tmp_path / "out")
+    tokens = ids(500)
+    assert tokens.shape[1] > CHUNK
+    wanted = all_logits(model, tokens)
+    decoding = Decoding(model, 1)
+    np.testing.assert_allclose(decoding.step(tokens, ones(500), every=True), wanted, **CLOSE)
+    decoding.rewind(20)
+    np.testing.assert_allclose(decoding.step(tokens[:, 20:], ones(500)), wanted[:, -1], **CLOSE)
+    assert decoding.length == 500 and np.array_equal(decoding.tokens, tokens)
+
+
+def test_sessions_leave_the_environment_alone(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ORT_GQA_DISABLE_FLASH_ATTENTION", raising=False)
+    before = dict(os.environ)
+    burnish.load(model.path.parent).open()
+    assert dict(os.environ) == before
 
 
 def test_only_the_last_position_is_computed_unless_asked(model: Any) -> None:
