@@ -26,6 +26,8 @@ def _blocks(document: Path, language: str) -> list[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the examples name: a small stand-in for SmolLM2, and an ONNX file."""
     import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("examples")
@@ -37,6 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(eos_token_id=8191)
     model.save_pretrained(folder / "SmolLM2-135M-Instruct")
+    letters = Tokenizer(WordLevel({chr(33 + index): index for index in range(90)}, unk_token="!"))
+    letters.save(str(folder / "SmolLM2-135M-Instruct" / "tokenizer.json"))
+    (folder / "SmolLM2-135M-Instruct" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     generator = np.random.default_rng(0)
     weights = [generator.standard_normal(shape, np.float32) / 8 for shape in ((64, 128), (128, 32))]
     graph = helper.make_graph(
@@ -81,11 +86,11 @@ def test_readme_commands(folder: Path) -> None:
     (block,) = _blocks(ROOT / "README.md", "sh")
     program = Path(sys.executable).with_name("burnish")
     commands = block.strip().splitlines()
-    assert len(commands) == 6
+    assert len(commands) == 7
     for line in commands:
         name, *arguments = shlex.split(line)
         assert name == "burnish"
-        done = subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run([program, *arguments], cwd=folder, input="", capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     assert (folder / "smollm2-w4" / "model.onnx").exists()
 
