@@ -91,7 +91,7 @@ class Conversation:
     def run(self) -> None:
         """Ask and answer."""
         with contextlib.suppress(ImportError):  # for editing and history
-            import readline  # noqa: F401
+            import readline  # noqa: F401  # importing it is what it takes
         terminal = sys.stdin.isatty()
         if terminal:
             print(_HELP, file=sys.stderr)
