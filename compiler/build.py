@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir
 import onnxruntime
 
 from ..backends.onnxruntime.check import asked, check_running
@@ -31,12 +30,10 @@ from ..ir.errors import (
     VerificationError,
     nearest,
 )
-from ..ir.graph import Graph
 from ..ir.remarks import Remark
 from ..ir.signature import Signature
 from ..passes.base import Context, Pass
 from ..passes.spec import Passes, check_order, format_pass, implied, parse
-from ..passes.statistics import Observer
 from .artifact import MANIFEST_KEY, MODEL_FILE, REPORT_KEY, Manifest, data_file, record, stamp
 from .cache import Cache, cacheable, digest_graph, digest_path, key_of, open_cache
 from .calibration import DataFile, digest_inputs
@@ -48,7 +45,7 @@ from .progress import Progress, silent
 from .report import PassReport, RemarkGroup, Report, group
 from .requirements import oldest_runtime
 from .source import Source
-from .statistics import Statistics
+from .statistics import Statistics, on_random_tokens
 from .storage import write_manifest, writing
 from .verification import NumericsCheck, StructureCheck
 
@@ -58,8 +55,6 @@ _CHECKED_SIZE = 512 << 20
 """Files up to this many bytes are opened once more after they are written: opening costs time and memory."""
 _SHARED_SIZE = 1 << 20
 """A decoder with more bytes of weights keeps them in a file that its graphs share."""
-_MADE_UP_COUNT, _MADE_UP_LENGTH = 8, 256
-"""Sequences of random tokens, and tokens of each."""
 _PACKAGES = ("burnish", "torch", "onnx", "onnx-ir", "onnxruntime", "transformers", "numpy")
 
 
@@ -283,9 +278,8 @@ def _compile(
         observe = None
         if calibration is not None:
             observe = stack.enter_context(Statistics(graph, calibration, folder.parent, progress, cache=store))
-        context = Context(
-            how.target, calibration, progress, observe, _made_up(stack, imported, graph, folder, progress)
-        )
+        random = on_random_tokens(stack, imported, graph, folder.parent, progress)
+        context = Context(how.target, calibration, progress, observe, random)
         with _timed(seconds, "passes"):
             records = run_passes(graph, how.passes, context, callbacks)
             if changing:
@@ -400,22 +394,6 @@ def _check_operators(path: Path, expected: dict[str, int], verify: Verify) -> li
         reason = "not opened to count the operators that run: the file is large; verify='numerics' does it"
         return [Remark("skipped", "", reason, {"bytes": size})]
     return check_running(path, expected) if expected else []
-
-
-def _made_up(stack: contextlib.ExitStack, imported: Imported, graph: Graph, folder: Path, progress: Progress) -> Any:
-    """Statistics on sequences of random tokens, for passes that can do with them."""
-    spec = imported.decoder
-    if spec is None:
-        return None
-
-    def observe(values: Sequence[onnx_ir.Value], observer: Observer) -> dict[str, Any]:
-        generator = np.random.default_rng(0)
-        length = min(_MADE_UP_LENGTH, spec.context or _MADE_UP_LENGTH)
-        items = [{"input_ids": generator.integers(0, spec.vocabulary, (1, length))} for _ in range(_MADE_UP_COUNT)]
-        inputs = Calibration(items, imported.signature, spec)
-        return stack.enter_context(Statistics(graph, inputs, folder.parent, progress))(values, observer)
-
-    return observe
 
 
 def _numerics(

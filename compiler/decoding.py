@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..backends.onnxruntime.binding import CacheBinding
+from ..backends.onnxruntime.binding import LOGITS_FROM, WINDOW, CacheBinding
 from ..backends.onnxruntime.session import OrtValue, Session, to_numpy
 from ..ir.errors import InputError, OptionError, UnsupportedError
 from ..ir.signature import DecoderSpec, TensorSpec
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-LOGITS_FROM = "logits_from"
-WINDOW = "burnish.window"
 LONG = 16
 """Steps of so many tokens run on the graph for prompts, where there is one."""
 CHUNK = 256
@@ -189,17 +187,15 @@ class _Buffer:
         if not mask.all():
             raise InputError("attention_mask has padding", fix="make the decoding with padded=True")
         count = ids.shape[1]
-        self._room(count)
-        if self._batch == 1 and count > CHUNK:
+        pieces = self._pieces(count)
+        if pieces == 1 or self._window <= 0:  # a window makes room piece by piece, and forgets between them
+            self._room(count)
+        if pieces > 1:
             parts = []
-            for part in np.array_split(ids, -(-count // CHUNK), axis=1):
+            for part in np.array_split(ids, pieces, axis=1):
                 logits = self.step(part, mask[:, : self.length + part.shape[1]], every)
                 parts.append(np.array(logits) if every else logits)
             return np.concatenate(parts, axis=1) if every else parts[-1]
-        if self._batch > 1 and count > 1 and self.length:
-            # The kernel refuses several tokens of several rows behind a cache: one after the other.
-            parts = [self.step(ids[:, i : i + 1], mask[:, : self.length + 1], every) for i in range(count)]
-            return np.concatenate([np.array(part) for part in parts], axis=1) if every else parts[-1]
         feeds: dict[str, Array] = {"input_ids": ids, "attention_mask": mask[:, self._forgotten :]}
         if "position_ids" in self._takes:
             feeds["position_ids"] = np.tile(np.arange(self.length, self.length + count), (self._batch, 1))
@@ -207,6 +203,12 @@ class _Buffer:
         logits = self._binding(count).run(feeds)
         self.length += count
         return logits
+
+    def _pieces(self, count: int) -> int:
+        """In how many steps so many tokens are read."""
+        if self._batch == 1:
+            return -(-count // CHUNK)
+        return count if self.length else 1  # the kernel refuses several tokens of several rows behind a cache
 
     def _binding(self, count: int) -> CacheBinding:
         long = count >= LONG and self._model.prefill is not None

@@ -15,9 +15,11 @@ import numpy as np
 import onnx_ir
 
 from ..backends.onnxruntime.session import Session
+from ..frontends.imported import Imported
 from ..ir.errors import CalibrationError
 from ..ir.graph import Graph, all_nodes, module_path
 from ..ir.remarks import Remark
+from ..passes.base import Observe
 from ..passes.statistics import Array, Hessian, Observer, combine
 from .cache import Cache, digest_graph, key_of
 from .inputs import Calibration, as_numpy
@@ -29,6 +31,36 @@ MEMORY = 1 << 30
 """Bytes that statistics and weights of one segment may take."""
 
 _FLOATS = (onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16, onnx_ir.DataType.DOUBLE)
+
+
+_COUNT, _LENGTH = 8, 256
+"""Sequences of random tokens, and tokens of each."""
+
+
+def on_random_tokens(
+    stack: contextlib.ExitStack, imported: Imported, graph: Graph, workspace: Path, progress: Progress
+) -> Observe | None:
+    """Statistics of a decoder on sequences of random tokens, for passes that can do with them; None for other models.
+
+    Args:
+        stack: the results live as long as it is open.
+        imported: the decoder.
+        graph: that the passes rewrite in place.
+        workspace: folder to make temporary folders in.
+        progress: called during long work.
+    """
+    spec = imported.decoder
+    if spec is None:
+        return None
+
+    def observe(values: Sequence[onnx_ir.Value], observer: Observer) -> dict[str, Array]:
+        generator = np.random.default_rng(0)
+        length = min(_LENGTH, spec.context or _LENGTH)
+        items = [{"input_ids": generator.integers(0, spec.vocabulary, (1, length))} for _ in range(_COUNT)]
+        inputs = Calibration(items, imported.signature, spec)
+        return stack.enter_context(Statistics(graph, inputs, workspace, progress))(values, observer)
+
+    return observe
 
 
 class Batches:

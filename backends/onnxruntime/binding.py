@@ -14,6 +14,11 @@ from .session import OrtValue, Session, to_numpy
 
 Array = np.ndarray[Any, Any]
 
+LOGITS_FROM = "logits_from"
+"""Optional input: the first position whose logits are computed, counted from the end if negative; 0 if not given."""
+WINDOW = "burnish.window"
+"""Metadata of the graph: how many tokens a token looks back, itself among them; -1 for all."""
+
 
 class CacheBinding:
     """Runs a generation graph (:mod:`.generation`) on buffers that it reads and writes.

@@ -20,14 +20,11 @@ from ...ir.graph import Graph, attribute, dims, is_op, tensor_of
 from ...ir.rewrite import Editor
 from ...ir.signature import DecoderSpec
 from . import kernels
+from .binding import LOGITS_FROM, WINDOW
 from .session import Session
 from .writer import to_bytes
 
 RULE = "Attention(rotary(q), rotary(k), v, mask, past) => GroupQueryAttention(q, k, v, past)"
-LOGITS_FROM = "logits_from"
-"""Optional input: the first position whose logits are computed, counted from the end if negative; 0 if not given."""
-WINDOW = "burnish.window"
-"""Metadata of the graph: how many tokens a token looks back, itself among them; -1 for all."""
 _OP, _CONTRIB = "GroupQueryAttention", "com.microsoft"
 _TURNED = 16
 _NORMALIZATIONS = (

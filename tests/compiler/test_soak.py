@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import burnish
 import pytest
@@ -50,10 +51,10 @@ def saved(folder: Path, context: int, window: int | None) -> Path:
         "num_key_value_heads": 2, "max_position_embeddings": context, "eos_token_id": None,
     }  # fmt: skip
     if window is None:
-        model: torch.nn.Module = LlamaForCausalLM(LlamaConfig(**sizes))
+        model: Any = LlamaForCausalLM(LlamaConfig(**sizes))
     else:
         model = MistralForCausalLM(MistralConfig(**sizes, sliding_window=window))
-    model.eval().save_pretrained(folder / "source")  # type: ignore[operator]
+    model.eval().save_pretrained(folder / "source")
     burnish.export(folder / "source", folder / "saved", cache=False)
     return folder / "saved"
 

@@ -77,8 +77,8 @@ def test_both_graphs_keep_the_same_codes(models: dict[str, Any]) -> None:
         for padded in (True, False):
             decoding = Decoding(models[name], 1, padded=padded)
             decoding.step(ids(), np.ones((1, 40), np.int64))
-            memory = decoding._memory
-            cache = memory._arrays if not padded else {n: v.numpy() for n, v in memory._cache.items()}  # type: ignore[union-attr]
+            memory: Any = decoding._memory
+            cache = memory._arrays if not padded else {n: v.numpy() for n, v in memory._cache.items()}
             kept.append(np.stack([array[:, :, :40] for array in cache.values()]))
         general, generation = kept
         assert general.dtype == (np.int8 if name == "8" else np.uint8) and general.std() > 5
