@@ -26,6 +26,7 @@ def compile(
     dynamic_shapes: Any = None,
     passes: Passes = "default",
     calibration: Iterable[Any] | None = None,
+    evaluation: Iterable[Any] | None = None,
     backend: str = "auto",
     verify: str = "structure",
     prefill: Passes | None = None,
@@ -43,6 +44,8 @@ def compile(
         passes: a preset or specification (``"w4a16"``, ``"quantize(bits=8)"``), or a list of passes; ``canonicalize``
             and ``recover`` run first unless the list is empty.
         calibration: inputs for passes that look at data; any iterable of what ``example_inputs`` may be.
+        evaluation: inputs that calibration does not see: on up to 8 of them the outputs are compared with those of the
+            model as it came, for the report; without any, on calibration inputs.
         backend: ``"auto"`` or ``"onnxruntime"``.
         verify: ``"off"``, ``"structure"`` (the graph, after each pass) or ``"numerics"`` (also its outputs).
         prefill: passes of a second graph of a language model, which ``generate`` runs on prompts, with the same cache:
@@ -56,7 +59,9 @@ def compile(
     """
     if threads is not None and threads < 1:
         raise OptionError(f"threads={threads} is not a number of threads", where="threads=", fix="pass 1 or more")
-    how = recipe(passes, backend=backend, verify=verify, calibration=calibration, prefill=prefill)
+    how = recipe(
+        passes, backend=backend, verify=verify, calibration=calibration, prefill=prefill, evaluation=evaluation
+    )
     with terminal_progress(progress) as show:
         built = build(Source(model, example_inputs, dynamic_shapes), how, cache=cache, progress=show)
     compiled = CompiledModel(
@@ -79,6 +84,7 @@ def export(
     dynamic_shapes: Any = None,
     passes: Passes = "default",
     calibration: Iterable[Any] | DataFile | None = None,
+    evaluation: Iterable[Any] | None = None,
     target: str = "onnxruntime",
     verify: str = "structure",
     prefill: Passes | None = None,
@@ -95,6 +101,7 @@ def export(
         dynamic_shapes: see :func:`compile`.
         passes: see :func:`compile`.
         calibration: see :func:`compile`; or a file.
+        evaluation: see :func:`compile`.
         target: ``"onnxruntime"`` (its own operators allowed) or ``"onnx"`` (standard operators only).
         verify: see :func:`compile`.
         prefill: see :func:`compile`; needs a folder.
@@ -112,7 +119,7 @@ def export(
         raise OptionError(
             "a second graph for prompts does not fit into one file", where="prefill=", fix="give a folder as path"
         )
-    how = recipe(passes, target=target, verify=verify, calibration=calibration, prefill=prefill)
+    how = recipe(passes, target=target, verify=verify, calibration=calibration, prefill=prefill, evaluation=evaluation)
     with terminal_progress(progress) as show:
         source = Source(model, example_inputs, dynamic_shapes)
         built = build(source, how, cache=cache, workspace=output.absolute().parent, progress=show)

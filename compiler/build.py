@@ -32,8 +32,9 @@ from ..ir.errors import (
 )
 from ..ir.remarks import Remark
 from ..ir.signature import Signature
-from ..passes.base import Context, Pass
+from ..passes.base import Context, Pass, Stage
 from ..passes.spec import Passes, check_order, format_pass, implied, parse
+from .accuracy import AccuracyCheck
 from .artifact import MANIFEST_KEY, MODEL_FILE, REPORT_KEY, Manifest, data_file, record, stamp
 from .cache import Cache, cacheable, digest_graph, digest_path, key_of, open_cache
 from .calibration import DataFile, digest_inputs
@@ -55,6 +56,8 @@ _CHECKED_SIZE = 512 << 20
 """Files up to this many bytes are opened once more after they are written: opening costs time and memory."""
 _SHARED_SIZE = 1 << 20
 """A decoder with more bytes of weights keeps them in a file that its graphs share."""
+_COMPARED_SIZE = 4 << 30
+"""Models up to this many bytes of weights are run as they came, to compare outputs."""
 _PACKAGES = ("burnish", "torch", "onnx", "onnx-ir", "onnxruntime", "transformers", "numpy")
 
 
@@ -68,6 +71,7 @@ class Recipe:
         verify: mode of verification.
         calibration: the user's inputs.
         prefill: passes of the graph that a decoder runs on prompts, if it is to have one of its own.
+        evaluation: inputs to compare outputs on.
     """
 
     passes: tuple[Pass, ...]
@@ -75,6 +79,7 @@ class Recipe:
     verify: Verify = "structure"
     calibration: Iterable[Any] | DataFile | None = None
     prefill: tuple[Pass, ...] | None = None
+    evaluation: Iterable[Any] | None = None
 
 
 @dataclass
@@ -102,6 +107,7 @@ def recipe(
     verify: str = "structure",
     calibration: Iterable[Any] | DataFile | None = None,
     prefill: Passes | None = None,
+    evaluation: Iterable[Any] | None = None,
 ) -> Recipe:
     """Check the options of a compilation before anything is read.
 
@@ -120,7 +126,7 @@ def recipe(
     listed = implied(parse(passes))
     check_order(listed)
     if prefill is None:
-        return Recipe(tuple(listed), target, check_mode(verify), calibration)
+        return Recipe(tuple(listed), target, check_mode(verify), calibration, None, evaluation)
     if target != "onnxruntime":
         raise OptionError(
             "a graph for prompts needs ONNX Runtime's own operators", where="prefill=", fix="leave it out"
@@ -129,7 +135,7 @@ def recipe(
     check_order(first)
     if calibration is not None and not isinstance(calibration, DataFile):
         calibration = list(calibration)  # read by both
-    return Recipe(tuple(listed), target, check_mode(verify), calibration, tuple(first))
+    return Recipe(tuple(listed), target, check_mode(verify), calibration, tuple(first), evaluation)
 
 
 def build(
@@ -161,6 +167,9 @@ def build(
             reason = "not cached: calibration inputs that are no list or tuple of arrays are not part of the key"
             remarks.append(Remark("skipped", "", reason))
         store = None
+    judged = None if how.evaluation is None else digest_inputs(how.evaluation)
+    if how.evaluation is not None and judged is None:
+        store = None
     imported: Imported | None = None
     seconds: dict[str, float] = {}
     key = ""
@@ -174,6 +183,8 @@ def build(
         example = repr(source.example) if how.verify == "numerics" else ""
         prompts = [] if how.prefill is None else ["prefill", *map(format_pass, how.prefill)]
         calibrated = [] if data is None else ["calibration", data]
+        if judged is not None:
+            calibrated += ["evaluation", judged]
         key = key_of(digest, how.passes, [how.target, how.verify, example, *prompts, *calibrated])
         found = _look_up(store, key, remarks)
         if found is not None:
@@ -280,6 +291,10 @@ def _compile(
             observe = stack.enter_context(Statistics(graph, calibration, folder.parent, progress, cache=store))
         random = on_random_tokens(stack, imported, graph, folder.parent, progress)
         context = Context(how.target, calibration, progress, observe, random)
+        accuracy = _accuracy_check(stack, imported, how, calibration, folder.parent, remarks)
+        if accuracy is not None:
+            with _timed(seconds, "original"):
+                accuracy.begin(graph)
         with _timed(seconds, "passes"):
             records = run_passes(graph, how.passes, context, callbacks)
             if changing:
@@ -301,6 +316,10 @@ def _compile(
                         (folder / name).write_bytes(content)
                     else:
                         shutil.copyfile(content, folder / name)
+        figures = None
+        if accuracy is not None:
+            with _timed(seconds, "comparing"):
+                figures = accuracy.compare(path)
     remarks += observe.remarks if observe is not None else []
     if decoder is not None:
         with _timed(seconds, "generation graph"):
@@ -341,6 +360,7 @@ def _compile(
         error=error,
         runtime=runtime,
         versions=versions,
+        accuracy=figures,
     )
     manifest = Manifest(
         passes=tuple(map(format_pass, how.passes)),
@@ -394,6 +414,34 @@ def _check_operators(path: Path, expected: dict[str, int], verify: Verify) -> li
         reason = "not opened to count the operators that run: the file is large; verify='numerics' does it"
         return [Remark("skipped", "", reason, {"bytes": size})]
     return check_running(path, expected) if expected else []
+
+
+def _accuracy_check(
+    stack: contextlib.ExitStack,
+    imported: Imported,
+    how: Recipe,
+    calibration: Calibration | None,
+    workspace: Path,
+    remarks: list[Remark],
+) -> AccuracyCheck | None:
+    """Compares outputs on the user's inputs where a pass may change them: on those for it, else for calibration."""
+    lossy = any(item.stage > Stage.RECOVER for item in how.passes)
+    inputs = calibration
+    if how.evaluation is not None:
+        inputs = Calibration(how.evaluation, imported.signature, imported.decoder)
+    if inputs is None or how.target != "onnxruntime" or how.verify == "off" or not (lossy or how.evaluation):
+        return None
+    reason = None
+    if imported.source_size > _COMPARED_SIZE:
+        reason = "the model is too large to be run whole as it came"
+    elif any(item.changes_inputs for item in how.passes):
+        reason = "a pass changed the types of its inputs"
+    if reason is not None:
+        remarks.append(Remark("skipped", "", f"outputs were not compared with those of the model as it came: {reason}"))
+        return None
+    check = AccuracyCheck(inputs, how.evaluation is not None, imported.decoder, workspace)
+    stack.callback(check.close)
+    return check
 
 
 def _numerics(

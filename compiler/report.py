@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import ArtifactError, OutputError
 from ..ir.remarks import Kind, Remark
+from ..passes.quantize.noise import OUTPUT_NOISE, WEIGHT_NOISE
+from .figures import Accuracy
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -60,6 +62,23 @@ class PassReport:
     error: float | None = None
 
 
+@dataclass(frozen=True)
+class LayerError:
+    """What rounding cost one layer.
+
+    Attributes:
+        layer: module path.
+        bits: of a weight.
+        weights: signal to noise of its weights, in dB.
+        outputs: signal to noise of its outputs on the calibration inputs, in dB; None without them.
+    """
+
+    layer: str
+    bits: int
+    weights: float
+    outputs: float | None
+
+
 @dataclass
 class Report:
     """What happened to a model.
@@ -84,6 +103,7 @@ class Report:
         runtime: the oldest ONNX Runtime that runs it.
         versions: of the packages that made it.
         cached: whether it came from the compile cache.
+        accuracy: outputs beside those of the model as it came; None if no real inputs were given.
     """
 
     model: str
@@ -105,6 +125,25 @@ class Report:
     runtime: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     cached: bool = False
+    accuracy: Accuracy | None = None
+
+    @property
+    def layers(self) -> list[LayerError]:
+        """What rounding cost each layer, in the order of the graph; empty if nothing was rounded."""
+        found = []
+        for item in self.passes:
+            for one in item.remarks:
+                for node, values in zip(one.nodes, one.values, strict=False):
+                    if one.kind == "applied" and WEIGHT_NOISE in values:
+                        found.append(
+                            LayerError(
+                                node,
+                                values.get("bits", 0),
+                                values[WEIGHT_NOISE],
+                                values.get(OUTPUT_NOISE),
+                            )
+                        )
+        return found
 
     @property
     def bits_per_weight(self) -> float:
@@ -118,7 +157,8 @@ class Report:
 
     def to_json(self, *, indent: int | None = None) -> str:
         """The report as JSON."""
-        return json.dumps(asdict(self) | {"bits_per_weight": self.bits_per_weight}, indent=indent)
+        derived = {"bits_per_weight": self.bits_per_weight, "layers": [asdict(one) for one in self.layers]}
+        return json.dumps(asdict(self) | derived, indent=indent)
 
     @classmethod
     def from_json(cls, text: str, where: str = "report") -> Report:
@@ -134,6 +174,9 @@ class Report:
                 PassReport(**{**item, "remarks": [_group(one) for one in item["remarks"]]})
                 for item in raw.pop("passes")
             ]
+            if raw.get("accuracy") is not None:
+                raw["accuracy"] = Accuracy(**raw["accuracy"])
+            raw.pop("layers", None)
             frontend = [_group(one) for one in raw.pop("frontend")]
             backend = [_group(one) for one in raw.pop("backend")]
             return cls(**raw, passes=passes, frontend=frontend, backend=backend)
@@ -180,6 +223,8 @@ class Report:
             self.verify, f"outputs after each pass, relative error {error_text(self.error)}"
         )
         rows.append(("verified", verified))
+        if self.accuracy is not None:
+            rows += self.accuracy.rows()
         rows.append(("time", ", ".join(f"{name} {seconds_text(took)}" for name, took in self.seconds.items())))
         return rows
 
@@ -214,6 +259,14 @@ class Report:
                 row += [error_text(item.error)] if self._measured() else []
                 table.add_row(*(Text(cell) for cell in row), Text(_rewrites(item)))
             parts += ["", table]
+        if layers := self.worst_layers():
+            table = Table(title=_WORST, title_justify="left", title_style="bold", box=_box())
+            table.add_column("layer", overflow="fold", ratio=1)
+            for name in _LAYER_COLUMNS:
+                table.add_column(name, justify="right", no_wrap=True)
+            for cells in layers:
+                table.add_row(*map(Text, cells))
+            parts += ["", table]
         remarks = self.remark_rows()
         if remarks:
             table = Table(title="Remarks", title_justify="left", title_style="bold", box=_box())
@@ -228,6 +281,25 @@ class Report:
                 table.add_row(step, Text(one.kind, style=_COLORS[one.kind]), str(one.count), reason)
             parts += ["", table]
         return Group(*parts)
+
+    def worst_layers(self, most: int = 5) -> list[tuple[str, str, str, str]]:
+        """The layers that rounding cost most: path, bits, and signal to noise of weights and outputs in dB."""
+        ordered = sorted(self.layers, key=lambda one: one.weights if one.outputs is None else one.outputs)
+        return [
+            (one.layer, str(one.bits), f"{one.weights:.1f} dB", "–" if one.outputs is None else f"{one.outputs:.1f} dB")
+            for one in ordered[:most]
+        ]
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the signal to noise of every layer into an ``.svg``, ``.png`` or ``.pdf`` file.
+
+        Raises:
+            UnsupportedError: nothing was rounded, or matplotlib is not installed.
+            OutputError: the file cannot be written.
+        """
+        from .plots import plot_layers
+
+        plot_layers(self.layers, Path(path))
 
     def _measured(self) -> bool:
         return any(item.error is not None for item in self.passes)
@@ -251,6 +323,8 @@ class Report:
                 cells += [error_text(item.error)] if self._measured() else []
                 rows.append([_e(cell) for cell in [*cells, _rewrites(item)]])
             parts.append(_html_table("Passes", names, rows))
+        if layers := self.worst_layers():
+            parts.append(_html_table(_WORST, ["layer", *_LAYER_COLUMNS], [list(map(_e, cells)) for cells in layers]))
         if remarks := self.remark_rows():
             rows = []
             for step, one in remarks:
@@ -261,6 +335,8 @@ class Report:
         return "".join(parts) + "</div>"
 
 
+_WORST = "Layers that rounding cost most (signal to noise)"
+_LAYER_COLUMNS = ("bits", "weights", "outputs")
 _COLORS = {"applied": "green", "missed": "yellow", "skipped": "cyan"}
 _CSS = """
 .burnish{font:13px/1.45 system-ui,sans-serif;max-width:64rem}

@@ -121,7 +121,7 @@ def write_segment(base: Path, segment: Segment, before: Sequence[str], observer:
     scope.outputs[:] = outputs
     edit = Editor(piece, "observe").at(None)
     for name in segment.observed:
-        tokens = _tokens(edit, values[name])
+        tokens = _tokens(edit, values[name], single=observer.per_tensor)
         outputs += observer.insert(edit, tokens)
         outputs.append(edit.op("Shape", [tokens], dtype=onnx_ir.DataType.INT64, shape=[2]))
     scope.outputs[:] = outputs
@@ -130,10 +130,9 @@ def write_segment(base: Path, segment: Segment, before: Sequence[str], observer:
     return given
 
 
-def _tokens(edit: Editor, value: onnx_ir.Value) -> onnx_ir.Value:
-    """``value`` as float32 [T, K]."""
-    assert value.shape is not None
-    channels = value.shape[-1]
+def _tokens(edit: Editor, value: onnx_ir.Value, *, single: bool) -> onnx_ir.Value:
+    """``value`` as float32 [T, K]; all of it as one channel if ``single``."""
+    channels = 1 if single or value.shape is None else value.shape[-1]
     assert isinstance(channels, int)  # what is observed has a known number
     if value.dtype != onnx_ir.DataType.FLOAT:
         value = edit.op("Cast", [value], {"to": onnx_ir.DataType.FLOAT.value}, dtype=onnx_ir.DataType.FLOAT)

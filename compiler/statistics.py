@@ -150,7 +150,8 @@ class Statistics:
             CalibrationError: the inputs are unusable, or a value cannot be observed.
             InputError: an input does not fit the model.
         """
-        channels = {value.name or "": _channels(value, self._graph) for value in values}
+        single = observer.per_tensor
+        channels = {value.name or "": _channels(value, self._graph, single=single) for value in values}
         self._refresh()
         inputs = self._read()
         kept = self._entry(observer)
@@ -312,12 +313,12 @@ def _both(inputs: Batches, carried: Batches | None) -> Iterator[dict[str, Array]
             yield one | other
 
 
-def _channels(value: onnx_ir.Value, graph: Graph) -> int:
-    """The size of the last axis of a value that can be observed."""
+def _channels(value: onnx_ir.Value, graph: Graph, *, single: bool) -> int:
+    """The size of the last axis of a value that can be observed; 1 if all of it is one channel."""
     node = value.producer()
     where = value.name if node is None else f"value {value.name!r} of {module_path(node)}"
     reason = None
-    size = value.shape[-1] if value.shape is not None and len(value.shape) else None
+    size = 1 if single else value.shape[-1] if value.shape is not None and len(value.shape) else None
     if value.is_initializer():
         reason = "it is constant"
     elif not (value.is_graph_input() if node is None else node.graph is graph.graph):

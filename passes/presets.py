@@ -29,7 +29,11 @@ PRESETS: dict[str, Preset] = {
         "Weights in 8 bits, groups of 64, activations in floating point.",
     ),
     "w8a8": Preset(
-        "canonicalize,recover,quantize(scheme=w8a8),merge_products",
-        "Weights in 8 bits per channel, activations in 8 bits per token; for long inputs and encoders.",
+        "canonicalize,recover,smoothquant(only_calibrated=true),quantize(scheme=w8a8),merge_products",
+        "Weights in 8 bits per channel, activations in 8 bits per token; with data smoothed and rounded by GPTQ.",
+    ),
+    "w8a8_static": Preset(
+        "canonicalize,recover,smoothquant(alpha=0.8),quantize(scheme=w8a8_static)",
+        "Like w8a8, with a scale per tensor from data, convolutions included; faster, less accurate.",
     ),
 }

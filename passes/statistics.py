@@ -7,8 +7,10 @@ the results of batches combine. A *channel* is the last axis of the observed val
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -30,6 +32,8 @@ class Observer(abc.ABC):
 
     At least one part is a sum over the observed numbers: ONNX Runtime's maximum loses NaN, a sum keeps it.
     """
+    per_tensor: ClassVar[bool] = False
+    """Whether all numbers of a value are tokens of a single channel: its last axis may then be of any size."""
 
     @abc.abstractmethod
     def insert(self, edit: Editor, tokens: onnx_ir.Value) -> Sequence[onnx_ir.Value]:
@@ -170,6 +174,54 @@ class Hessian(Observer):
     def size(self, channels: int) -> int:
         """Bytes of a float32 product and a float64 total."""
         return 12 * channels * channels
+
+
+HISTOGRAM_STEPS = 32
+"""Bins of a :class:`Histogram` for each doubling of the magnitude: their edges are 2 % apart."""
+HISTOGRAM_LEAST, HISTOGRAM_MOST = -24, 24
+"""Powers of two of the least and the largest magnitude that have bins of their own; the outer bins take the rest."""
+HISTOGRAM_BINS = HISTOGRAM_STEPS * (HISTOGRAM_MOST - HISTOGRAM_LEAST)
+"""Bins of each sign."""
+
+
+@dataclass(frozen=True)
+class Histogram(Observer):
+    """Least, largest, and how many numbers are in each bin of a whole tensor: [2 + 2 B], B = ``HISTOGRAM_BINS``.
+
+    Bins are of equal width in log2 |x|, so that one run over the data serves whatever range the numbers have; first
+    those of the numbers >= 0 by growing magnitude (zero is in the first), then those of the negative ones.
+    """
+
+    parts = ("min", "max", "sum", "sum")
+    per_tensor = True
+
+    def insert(self, edit: Editor, tokens: onnx_ir.Value) -> Sequence[onnx_ir.Value]:
+        """ReduceMin, ReduceMax, ReduceSum, and ScatterElements of ones."""
+        flat = edit.op("Reshape", [tokens, edit.ints([-1])])
+        number = partial(_number, edit)
+        log = edit.op("Log", [edit.op("Max", [edit.op("Abs", [flat]), number(2.0**HISTOGRAM_LEAST)])])
+        place = edit.op("Mul", [log, number(HISTOGRAM_STEPS / math.log(2))])
+        place = edit.op("Floor", [edit.op("Sub", [place, number(HISTOGRAM_STEPS * HISTOGRAM_LEAST)])])
+        place = edit.op("Clip", [place, number(0), number(HISTOGRAM_BINS - 1)])
+        negative = edit.op("Cast", [edit.op("Less", [flat, number(0)])], {"to": onnx_ir.DataType.FLOAT.value})
+        place = edit.op("Add", [place, edit.op("Mul", [negative, number(HISTOGRAM_BINS)])])
+        place = edit.op("Cast", [place], {"to": onnx_ir.DataType.INT64.value})
+        one = edit.op("Expand", [edit.initializer(np.asarray([1], np.int32), "one"), edit.op("Shape", [flat])])
+        zeros = edit.initializer(np.zeros(2 * HISTOGRAM_BINS, np.int32), "bins")
+        counts = edit.op("ScatterElements", [zeros, place, one], {"axis": 0, "reduction": "add"})
+        return [*(reduce(edit, op, tokens) for op in ("ReduceMin", "ReduceMax", "ReduceSum")), counts]
+
+    def finish(self, parts: Sequence[Array], count: int) -> Array:
+        """The least and the largest before the counts."""
+        return np.concatenate([parts[0], parts[1], parts[3]]).astype(np.float32)
+
+    def size(self, channels: int) -> int:
+        """Bytes of the counts of one batch and of their total."""
+        return 12 * 2 * HISTOGRAM_BINS
+
+
+def _number(edit: Editor, value: float) -> onnx_ir.Value:
+    return edit.initializer(np.asarray(value, np.float32), "number")
 
 
 def reduce(edit: Editor, op: str, tokens: onnx_ir.Value) -> onnx_ir.Value:

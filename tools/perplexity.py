@@ -19,7 +19,7 @@ import numpy as np
 from ..compiler.benchmark.onnx_side import OnnxSide
 from ..ir.errors import BurnishError, ModelError
 from .fetch import model_path
-from .text import held_out_text, load_tokenizer, windows
+from .text import CORPORA, load_tokenizer, windows
 
 Array = np.ndarray[Any, Any]
 Logits = Callable[[Array], Array]
@@ -134,13 +134,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m burnish.tools.perplexity", description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", metavar="MODEL", help="saved folder, ONNX file, or `eager`")
     parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--text", default="held-out", choices=list(CORPORA), help="what it is measured on")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--tokenizer", help="tokenizer.json, its folder or a GGUF file (default: SmolLM2's)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     try:
         encode = load_tokenizer(options.tokenizer or model_path("smollm2"))
-        ids = windows(encode, held_out_text(), options.windows, options.length)
+        ids = windows(encode, CORPORA[options.text](), options.windows, options.length)
         figures: dict[str, float] = {}
         for name in options.models:
             if name == "eager":

@@ -1,5 +1,8 @@
 """Text for calibration and for perplexity: the topics of Python's own help (``pydoc_data``), split by topic.
 
+A second corpus is of ordinary English: 300 articles of news (Lee, Pincombe and Welsh 2005); nothing is calibrated on
+it.
+
 The split is by a hash of a topic's name, so it is the same in every run; a paragraph of the held-out part that also
 stands in a calibration topic is left out, so that nothing is calibrated on what it is judged by.
 """
@@ -7,6 +10,7 @@ stands in a calibration topic is left out, so that nothing is calibrated on what
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +49,23 @@ def held_out_text() -> str:
     """The text that perplexity is measured on: no paragraph of it is in :func:`calibration_text`."""
     seen = set(_paragraphs(held_out=False))
     return "\n\n".join(dict.fromkeys(p for p in _paragraphs(held_out=True) if p not in seen))
+
+
+def news_text() -> str:
+    """Articles of news, one a line: English as people write it, unlike what anything was calibrated on."""
+    from .fetch import model_path
+
+    return model_path("news").read_text(encoding="utf-8")
+
+
+CORPORA: dict[str, Callable[[], str]] = {"held-out": held_out_text, "news": news_text}
+"""What perplexity is measured on, by name."""
+
+
+def sentences(count: int = 200, shortest: int = 40, longest: int = 300) -> list[str]:
+    """``count`` sentences of the news, evenly spread, of a length in characters between the two."""
+    found = [s for s in re.split(r"(?<=[.!?])\s+", news_text()) if shortest <= len(s) <= longest]
+    return [found[i] for i in np.linspace(0, len(found) - 1, count).astype(int)]
 
 
 def windows(encode: Encode, text: str, count: int = 8, length: int = 512) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
+import onnx_ir
 
 from ...ir.errors import VerificationError
-from ...ir.graph import RULE, Graph
+from ...ir.graph import RULE, Graph, is_op, producer
 from ...ir.remarks import Remark
 from .session import Session
 
@@ -32,7 +33,16 @@ def asked(graph: Graph) -> dict[str, int]:
     What a file held before is left to the runtime, which may well decompose it.
     """
     counts = Counter(node.op_type for node in graph.graph if node.op_type in WATCHED and RULE in node.metadata_props)
-    return dict(counts)
+    counts["QLinearConv"] += sum(_on_codes(node) for node in graph.graph)
+    return {name: count for name, count in counts.items() if count}
+
+
+def _on_codes(node: onnx_ir.Node) -> bool:
+    """Whether a convolution reads and writes codes, through pairs of ours."""
+    if not is_op(node, "Conv"):
+        return False
+    pairs = [producer(value, "DequantizeLinear") for value in node.inputs[:2]]
+    return all(pair is not None and RULE in pair.metadata_props for pair in pairs)
 
 
 def running(path: str | os.PathLike[str]) -> dict[str, int]:

@@ -46,7 +46,7 @@ class _Stored:
 
 
 def lower_integer(graph: Graph) -> list[Remark]:
-    """Turn products of inputs quantized by token and weights quantized by channel into integer products.
+    """Turn products of inputs quantized by token or as a whole and weights quantized by channel into integer products.
 
     An input that several products read is quantized once, a weight that several nodes read is stored once, an
     embedding included. What cannot be lowered stays as it is. The weights are read here, one at a time, for the sums of
@@ -72,7 +72,7 @@ class _Lowering:
         products = []
         for user, index, turned in readers:
             if is_op(user, "MatMul", "Gemm") and index == 1 and user.graph is self.edit.graph.graph:
-                pair = _quantized_input(user)
+                pair = _quantized_input(user) or _static_input(user)
                 if pair is not None:
                     products.append((user, turned, pair))
         if not products:
@@ -84,13 +84,17 @@ class _Lowering:
             reason = "its weight is used both as it is and transposed"
         if reason is None and len(products) + len(tables) < len(readers):
             reason = "something else reads its weight, too"
+        kinds = {attribute(quantize, "block_size", 0) == 0 for _, _, (quantize, _) in products}
+        if reason is None and len(kinds) > 1:
+            reason = "its weight meets inputs quantized by token and as a whole"
         if reason is not None:
             for user, _, _ in products:
                 self.remarks.append(Remark("missed", module_path(user), f"not computed in int8: {reason}"))
             return
         found = read(node, turned=turned)
         assert isinstance(found, Quantized)
-        extra = _extra(found)
+        # A zero point that is the same for all rows is the kernel's own business.
+        extra = 0 if True in kinds else _extra(found)
         stored = _store(self.edit, found, extra)
         for user in tables:
             self._table(user, stored)
@@ -105,20 +109,24 @@ class _Lowering:
 
     def _product(self, user: onnx_ir.Node, stored: _Stored, quantize: onnx_ir.Node, dequantize: onnx_ir.Node) -> None:
         edit, scale = self.edit, quantize.inputs[1]
-        codes = self._extended(quantize, stored.extra)
+        static = attribute(quantize, "block_size", 0) == 0
+        codes = quantize.outputs[0] if static else self._extended(quantize, stored.extra)
         edit.at(user, [stored.weight.node, dequantize, user])
         columns = stored.codes
         if not stored.weight.turned:
             columns = edit.op("Transpose", [columns], {"perm": [1, 0]})
         if self._one is None:
             self._one = edit.initializer(np.asarray(1, np.float32), "one")
-        inputs = [codes, columns, self._one, stored.scales]
+        inputs = [codes, columns, scale if static else self._one, stored.scales]
+        if static:
+            inputs.append(quantize.inputs[2])
         result = user.outputs[0]
         y = edit.op(
             "MatMulIntegerToFloat", inputs, domain=CONTRIB, dtype=result.dtype, shape=result.shape,
             hint=user.name or "MatMulIntegerToFloat",
         )  # fmt: skip
-        y = edit.op("Mul", [y, scale])
+        if not static:
+            y = edit.op("Mul", [y, scale])
         bias = user.inputs[2] if len(user.inputs) > 2 else None
         y = scale_and_add(edit, y, bias, float(attribute(user, "alpha", 1.0)), float(attribute(user, "beta", 1.0)))
         edit.replace(result, y)
@@ -180,6 +188,22 @@ def _quantized_input(product: onnx_ir.Node) -> tuple[onnx_ir.Node, onnx_ir.Node]
         if attribute(node, "axis", 1) not in (-1, len(sizes) - 1) or attribute(node, "block_size", 0) != sizes[-1]:
             return None
     return None if _unsigned_offset(quantize) is None else (quantize, dequantize)
+
+
+def _static_input(product: onnx_ir.Node) -> tuple[onnx_ir.Node, onnx_ir.Node] | None:
+    """The same, quantized to uint8 with one constant scale and zero point."""
+    x = product.inputs[0]
+    dequantize = None if x is None else x.producer()
+    if dequantize is None or not is_op(dequantize, "DequantizeLinear") or len(dequantize.inputs) != 3:
+        return None
+    codes, scale, zero = dequantize.inputs
+    quantize = producer(codes, "QuantizeLinear")
+    if quantize is None or tuple(quantize.inputs[1:]) != (scale, zero) or codes is None:
+        return None
+    numbers = [tensor_of(value) for value in (scale, zero)]
+    if codes.dtype != onnx_ir.DataType.UINT8 or any(number is None or number.size != 1 for number in numbers):
+        return None
+    return quantize, dequantize
 
 
 def _unsigned_offset(quantize: onnx_ir.Node) -> onnx_ir.Value | None:

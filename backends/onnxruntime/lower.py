@@ -11,7 +11,7 @@ from .attention import lower_attention
 from .integer import lower_integer
 from .legality import check, nonstandard
 from .nbits import lower_quantized
-from .normalization import lower_skip_norms
+from .normalization import keep_layer_norms_apart, lower_skip_norms
 from .transposes import fold_transposes
 
 Target = Literal["onnxruntime", "onnx"]
@@ -46,6 +46,7 @@ def lower(graph: Graph, target: str = "onnxruntime") -> list[Remark]:
     remarks += fold_transposes(graph)
     remarks += lower_attention(graph)
     remarks += lower_skip_norms(graph)
+    remarks += keep_layer_norms_apart(graph)
     remarks += check(graph)
     for name, count in sorted(nonstandard(graph).items()):
         remarks.append(Remark("applied", "", f"non-standard operator {name} used {count} times", {name: count}))

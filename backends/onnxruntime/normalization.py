@@ -1,15 +1,21 @@
-"""Residual additions and the normalizations behind them, in one kernel."""
+"""Residual additions and the normalizations behind them: one kernel where it is the faster, two where they are.
+
+ONNX Runtime 1.32 on 2 cores, [8, 128, 384]: ``SkipSimplifiedLayerNormalization`` takes about as long as ``Add`` and
+``RMSNormalization``, and is one node less for a single token; ``SkipLayerNormalization`` takes 0.87 ms where ``Add``
+and ``LayerNormalization`` take 0.18.
+"""
 
 from __future__ import annotations
 
 import onnx_ir
 
-from ...ir.graph import Graph, attribute, dims, is_op
+from ...ir.graph import Graph, attribute, dims, is_op, tensor_of
 from ...ir.remarks import Remark
 from ...ir.rewrite import Editor
 from . import kernels
 from .legality import type_name
 
+APART = "layer_norm(x + y) => layer_norm(Sum(x, y))"
 RULE = "rms_norm(x + y) => SkipSimplifiedLayerNormalization"
 _OP = "SkipSimplifiedLayerNormalization"
 
@@ -21,6 +27,33 @@ def lower_skip_norms(graph: Graph) -> list[Remark]:
     for norm in [n for n in graph.graph if is_op(n, "RMSNormalization")]:
         count += _join(edit, norm)
     return [Remark("applied", "", f"{RULE}: {count} times", {RULE: count})] if count else []
+
+
+def keep_layer_norms_apart(graph: Graph) -> list[Remark]:
+    """Write the residual addition before a ``LayerNormalization`` as ``Sum``.
+
+    The runtime fuses ``Add`` and ``LayerNormalization`` into ``SkipLayerNormalization``, whose kernel is the slower one
+    by far; a ``Sum`` it leaves alone.
+    """
+    edit = Editor(graph, APART)
+    adds = [n.inputs[0].producer() for n in graph.graph if is_op(n, "LayerNormalization") and n.inputs[0] is not None]
+    count = 0
+    for add in dict.fromkeys(adds):
+        if add is None or not is_op(add, "Add") or add.graph is not graph.graph or _constant(add):
+            continue
+        out = add.outputs[0]
+        if type_name(out) != "tensor(float)":
+            continue
+        edit.at(add, [add])
+        edit.replace(out, edit.op("Sum", list(add.inputs), dtype=out.dtype, shape=out.shape, hint=add.name))
+        edit.sweep([add])
+        count += 1
+    return [Remark("applied", "", f"{APART}: {count} times", {APART: count})] if count else []
+
+
+def _constant(node: onnx_ir.Node) -> bool:
+    """Whether an operand is constant: a bias, which the runtime adds in the kernel before."""
+    return any(tensor_of(value) is not None for value in node.inputs)
 
 
 def _join(edit: Editor, norm: onnx_ir.Node) -> int:

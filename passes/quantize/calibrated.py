@@ -14,6 +14,7 @@ from ...ir.graph import Graph, tensor_of
 from ..base import Context
 from ..statistics import Hessian
 from . import beside, columns, gptq, ranges, refine, rtn
+from .noise import OUTPUT_NOISE, WEIGHT_NOISE, decibels
 from .rtn import Array, Codes
 from .scheme import Scheme
 from .targets import Weight
@@ -124,6 +125,8 @@ class Calibrated:
         figures: dict[str, Any] = {"method": self._method}
         for name, lost in (("output_error", gptq.output_error(left, hessian)), ("output_error_rtn", plain)):
             figures[name] = float(f"{lost / power:.3g}") if power > 0 else 0.0
+        figures[WEIGHT_NOISE] = decibels(*(float((a.astype(np.float64) ** 2).sum()) for a in (matrix, left)))
+        figures[OUTPUT_NOISE] = decibels(power, gptq.output_error(left, hessian))
         if feedback.damping != gptq.DAMPING:
             figures["damping"] = feedback.damping
         if packs(weight, scheme):

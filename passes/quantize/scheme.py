@@ -15,11 +15,11 @@ _GROUPS = (16, 32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Activations:
-    """How the inputs of products are quantized; symmetric, and 8 bits for each value.
+    """How the inputs of products are quantized: 8 bits for each value, with a zero point.
 
     Attributes:
-        granularity: what shares a scale: each ``"token"``, which is one row of the input.
-        dynamic: the scales are computed from the input at hand, not from calibration inputs.
+        granularity: what shares a scale: each ``"token"``, which is one row of the input, or the whole ``"tensor"``.
+        dynamic: the scales are computed from the input at hand (by token), not from calibration inputs (by tensor).
 
     Raises:
         OptionError: there is no kernel for it.
@@ -29,16 +29,17 @@ class Activations:
     dynamic: bool = True
 
     def __post_init__(self) -> None:
-        if (self.granularity, self.dynamic) != ("token", True):
+        if (self.granularity, self.dynamic) not in (("token", True), ("tensor", False)):
             kind = "dynamic" if self.dynamic else "static"
             raise OptionError(
                 f"{kind} activations with one scale per {self.granularity} are not supported",
                 where="Scheme",
-                fix="use dynamic activations with one scale per token",
+                fix="use dynamic activations with one scale per token, or static ones with one per tensor",
             )
 
     def __str__(self) -> str:
-        return f"activations in 8 bits, one scale per {self.granularity}"
+        when = "" if self.dynamic else " from calibration inputs"
+        return f"activations in 8 bits, one scale per {self.granularity}{when}"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Scheme:
             raise OptionError(
                 f"no kernel multiplies int8 activations by weights in {self._weights()}",
                 where="Quantize",
-                fix='use the scheme "w8a8" as it is, or "w4a16" or "w8a16"',
+                fix='use the scheme "w8a8" or "w8a8_static" as it is, or "w4a16" or "w8a16"',
             )
 
     @property
@@ -117,6 +118,9 @@ NAMED: Mapping[str, Scheme] = {
     "w4a16": Scheme(bits=4, group_size=64, symmetric=False),
     "w8a16": Scheme(bits=8, group_size=64, symmetric=False),
     "w8a8": Scheme(bits=8, group_size=PER_CHANNEL, symmetric=True, activations=Activations()),
+    "w8a8_static": Scheme(
+        bits=8, group_size=PER_CHANNEL, symmetric=True, activations=Activations("tensor", dynamic=False)
+    ),
 }
 """Schemes by their usual short names: bits of weights and of activations."""
 

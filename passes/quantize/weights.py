@@ -9,13 +9,15 @@ from typing import Any
 import onnx_ir
 
 from ...ir.errors import ModelError, OptionError, UnsupportedError, nearest
-from ...ir.graph import Graph, module_path, tensor_of
+from ...ir.graph import Graph, is_op, module_path, tensor_of
+from ...ir.remarks import Remark
 from ...ir.rewrite import Editor
 from .. import selectors
 from ..base import Context, Outcome, Pass, Stage
 from ..precise import PRECISE
-from . import activations, beside, refine, rtn
+from . import activations, beside, histogram, noise, refine, rtn, static
 from .calibrated import Calibrated, Rounded
+from .noise import WEIGHT_NOISE
 from .scheme import PER_CHANNEL, Scheme, override, resolve
 from .targets import Weight, find
 from .tensors import Tensors, deferred, packs, ready, stored_bytes
@@ -35,8 +37,9 @@ class Quantize(Pass):
     inputs of the head.
 
     Attributes:
-        scheme: ``"w4a16"``, ``"w8a16"`` or ``"w8a8"``: bits of weights and activations, with the group size and
-            symmetry that were measured best. In the last one inputs of products are quantized, too, token by token.
+        scheme: ``"w4a16"``, ``"w8a16"``, ``"w8a8"`` or ``"w8a8_static"``: bits of weights and activations, with the
+            group size and symmetry that were measured best. In the last two inputs of products are quantized, too:
+            token by token, or with one scale a tensor from calibration inputs, and then convolutions as well.
         bits: 2, 3, 4 or 8 instead of the scheme's.
         group_size: weights that share a scale: 16, 32, 64, 128, 256; 0 or -1 for a whole channel.
         symmetric: whether the zero point is the middle of the range.
@@ -53,10 +56,14 @@ class Quantize(Pass):
         keep_columns: so many input channels of each product, those that rounding hurts most, stay in floating point in
             a thin product beside it (OWQ, Lee et al. 2024); calibration inputs are needed.
         keep_in: selectors of the products that keep columns; all if empty.
+        ranges: how the range of a static quantization of activations is chosen: ``"minmax"``, ``"mse"``, ``"kl"`` or
+            ``"percentile"``; ``"auto"`` is ``"mse"``.
+        percentile: of the numbers that ``ranges="percentile"`` keeps below the upper end, in percent.
 
     Raises:
         OptionError: a scheme or value that no kernel takes.
-        CalibrationError: (when run) ``method="gptq"``, ``"clip"`` or ``keep_columns`` without calibration inputs.
+        CalibrationError: (when run) ``method="gptq"``, ``"clip"``, ``keep_columns`` or static activations without
+            calibration inputs.
         SelectorError: a malformed selector, or (when run) one that matches nothing.
     """
 
@@ -73,11 +80,23 @@ class Quantize(Pass):
     rounds: int = refine.ROUNDS
     keep_columns: int = 0
     keep_in: str | Sequence[str] = ()
+    ranges: str = "auto"
+    percentile: float = 99.99
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise OptionError(
                 f"method={self.method!r} is no way to round", where="Quantize", fix=nearest(str(self.method), METHODS)
+            )
+        if self.ranges not in ("auto", *histogram.METHODS):
+            raise OptionError(
+                f"ranges={self.ranges!r} is no way to choose a range",
+                where="Quantize",
+                fix=nearest(str(self.ranges), ("auto", *histogram.METHODS)),
+            )
+        if not 50 < self.percentile <= 100:
+            raise OptionError(
+                f"percentile={self.percentile!r} is not above 50 and up to 100", where="Quantize", fix="use 99.99"
             )
         for name, number in (("rounds", self.rounds), ("keep_columns", self.keep_columns)):
             if number < 0:
@@ -128,7 +147,7 @@ class Quantize(Pass):
             reason = weight.obstacle
             scheme: Scheme | None = None
             if reason is None:
-                scheme, reason = plan.scheme(weight)
+                scheme, reason = plan.scheme(weight.users)
                 if scheme is not None and scheme.bits < 8 and any(PRECISE in n.metadata_props for n in weight.products):
                     scheme = replace(scheme, bits=8)
             if scheme is not None and scheme.activations and (reason := activations.obstacle(weight)) is not None:
@@ -139,11 +158,23 @@ class Quantize(Pass):
             assert reason is not None
             totals.left_weights += weight.size
             outcome.skipped(_where(weight), reason, weight=weight.value.name, weights=weight.size)
+        convolutions: list[onnx_ir.Node] = []
+        others: list[tuple[onnx_ir.Node, str]] = []
+        for node, reason in targets.others:
+            scheme, left = plan.scheme([node])
+            on_codes = scheme is not None and scheme.activations is not None and not scheme.activations.dynamic
+            if on_codes and is_op(node, *static.OPERATORS):
+                totals.found += 1
+                left = static.obstacle(node, graph)
+                if left is None:
+                    convolutions.append(node)
+                    continue
+            others.append((node, left or reason))
         opset = graph.opset_imports.get("", 1)
-        if chosen and opset < _OLDEST_OPSET:
+        if (chosen or convolutions) and opset < _OLDEST_OPSET:
             raise UnsupportedError(
                 f"the model has opset {opset}, quantized weights need {_OLDEST_OPSET}",
-                where=_where(chosen[0][0]),
+                where=_where(chosen[0][0]) if chosen else module_path(convolutions[0]),
                 fix="convert the file to a newer opset first (onnx.version_converter)",
             )
         asked = self.method in ("gptq", "clip") or self.keep_columns > 0
@@ -154,13 +185,16 @@ class Quantize(Pass):
         order = {node: i for i, node in enumerate(graph.graph)}
         # Statistics are taken of the graph as it is, before the first weight is replaced.
         rounder = Calibrated(graph, fitted, context, method, self.rounds) if data else None
+        fixed = [n for weight, s in chosen if s.activations and not s.activations.dynamic for n in weight.products]
+        ranges = static.Ranges(graph, convolutions, fixed, context, self.ranges, self.percentile)
         for done, (weight, scheme) in enumerate(chosen):
             rounded: Rounded | None = None
+            late: dict[str, Any] = {}
             if rounder is None or not any(weight is other for other in fitted):
-                tensors = _nearest(weight, scheme)
+                tensors = _nearest(weight, scheme, late)
             elif (obstacle := rounder.obstacle(weight)) is not None:
                 outcome.missed(_where(weight), f"rounded to nearest: {obstacle}", weight=weight.value.name)
-                tensors = _nearest(weight, scheme)
+                tensors = _nearest(weight, scheme, late)
             else:
                 context.progress(done, len(chosen), f"{method} {weight.value.name}")
                 keep = self.keep_columns if not keep_in or _matches(keep_in, weight) else 0
@@ -178,13 +212,18 @@ class Quantize(Pass):
             kernel = (
                 "" if scheme.bits == scheme.stored_bits else f", stored in {scheme.stored_bits}: no kernel takes fewer"
             )
-            outcome.applied(_where(weight), f"{scheme}{shared}{kernel}", **figures)
-        products = [node for weight, scheme in chosen if scheme.activations for node in weight.products]
+            late |= figures
+            outcome.remarks.append(Remark("applied", _where(weight), f"{scheme}{shared}{kernel}", late))
+        products = [n for weight, s in chosen if s.activations and s.activations.dynamic for n in weight.products]
         inputs = activations.quantize_inputs(edit, products, order)
         for nodes in inputs.values():
             outcome.count(activations.RULE)
             outcome.applied(module_path(nodes[0]), f"input quantized by token, once for {len(nodes)} products")
-        for node, reason in targets.others:
+        for figures in static.apply(edit, ranges, outcome):
+            totals.products += 1
+            totals.weights += figures["weights"]
+            totals.bytes += figures["bytes"]
+        for node, reason in others:
             outcome.skipped(module_path(node), reason, op=node.op_type)
         totals.report(outcome)
         return outcome
@@ -206,16 +245,16 @@ class _Plan:
         used = [*self.include, *self.exclude, *(selector for selector, _ in self.overrides)]
         selectors.require_matches(used, nodes, "products and embeddings")
 
-    def scheme(self, weight: Weight) -> tuple[Scheme | None, str | None]:
-        """The scheme of a weight, or None and the reason."""
-        wanted = [self._wants(node) for node in weight.users]
+    def scheme(self, users: Sequence[onnx_ir.Node]) -> tuple[Scheme | None, str | None]:
+        """The scheme of a weight with these users, or None and the reason."""
+        wanted = [self._wants(node) for node in users]
         if not any(wanted):
             return None, "not selected"
         if not all(wanted):
-            other = weight.users[wanted.index(False)]
+            other = users[wanted.index(False)]
             return None, f"shared with {module_path(other)}, which is not selected"
         for selector, scheme in self.overrides:
-            if any(selector.matches(node) for node in weight.users):
+            if any(selector.matches(node) for node in users):
                 return scheme, None if scheme else f"override {selector.text!r} leaves it float"
         return self.base, None
 
@@ -262,20 +301,21 @@ def _where(weight: Weight) -> str:
     return module_path((weight.users or [weight.readers[0][0]])[0])
 
 
-def _nearest(weight: Weight, scheme: Scheme) -> Tensors:
-    """Codes, scales and zero points by rounding to nearest, when they are read."""
+def _nearest(weight: Weight, scheme: Scheme, late: dict[str, Any]) -> Tensors:
+    """Codes, scales and zero points by rounding to nearest, when they are read; ``late`` then gets their noise."""
     tensor = tensor_of(weight.value)
     assert tensor is not None
     turned, packed = weight.layout == "kn", packs(weight, scheme)
 
     def compute() -> rtn.Codes:
+        array = tensor.numpy()
         try:
-            return rtn.quantize(
-                tensor.numpy(), scheme, transposed=turned, packed=packed, precision=tensor.dtype.numpy()
-            )
+            codes = rtn.quantize(array, scheme, transposed=turned, packed=packed, precision=tensor.dtype.numpy())
         except FloatingPointError as error:
             where = f"weight {weight.value.name!r}"
             raise ModelError(f"{error}", where=where, fix="exclude it, or repair the model") from error
+        late[WEIGHT_NOISE] = noise.weight_noise(array, codes, scheme, transposed=turned, packed=packed)
+        return codes
 
     return deferred(compute, weight, scheme)
 

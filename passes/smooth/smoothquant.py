@@ -28,6 +28,7 @@ class SmoothQuant(Pass):
             one of 21 that minimizes the expected error of its outputs with 8-bit weights and one static activation
             scale per tensor. With a scale per token keep the number: the few tokens with huge activations, which
             decide the static scale, would mislead the search (SmolLM2: perplexity 14.69 instead of 14.22).
+        only_calibrated: without calibration inputs do nothing and say so, instead of an error.
 
     Raises:
         OptionError: ``alpha`` is neither.
@@ -36,6 +37,7 @@ class SmoothQuant(Pass):
 
     stage = Stage.SMOOTH
     alpha: float | str = 0.5
+    only_calibrated: bool = False
 
     def __post_init__(self) -> None:
         number = isinstance(self.alpha, int | float) and not isinstance(self.alpha, bool)
@@ -48,6 +50,10 @@ class SmoothQuant(Pass):
 
     def run(self, graph: Graph, context: Context) -> Outcome:
         """Scale every group; say of each product in none what stands in the way."""
+        if self.only_calibrated and not context.has_calibration:
+            outcome = Outcome()
+            outcome.skipped("", "nothing was smoothed: no calibration inputs were given")
+            return outcome
 
         def choose(group: Group, inputs: measured.Inputs) -> tuple[Array, dict[str, float]]:
             activations, weights = measured.largest(group, inputs), measured.largest_weights(group)

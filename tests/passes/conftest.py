@@ -15,7 +15,16 @@ from burnish.frontends.torch_module import import_module
 from burnish.ir.infer import infer_graph
 from burnish.passes import Canonicalize, Recover
 from burnish.passes.base import Context
-from burnish.passes.statistics import Hessian, Magnitudes, MinMax, Observer
+from burnish.passes.statistics import (
+    HISTOGRAM_BINS,
+    HISTOGRAM_LEAST,
+    HISTOGRAM_STEPS,
+    Hessian,
+    Histogram,
+    Magnitudes,
+    MinMax,
+    Observer,
+)
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 Array = np.ndarray[Any, Any]
@@ -46,8 +55,16 @@ def _magnitudes(x: Array) -> Array:
     return np.stack([np.abs(x).max(axis=0), np.abs(x).mean(axis=0), np.square(x).mean(axis=0)])
 
 
+def _histogram(x: Array) -> Array:
+    place = np.log2(np.maximum(np.abs(x), 2.0**HISTOGRAM_LEAST)) * HISTOGRAM_STEPS - HISTOGRAM_STEPS * HISTOGRAM_LEAST
+    place = np.clip(np.floor(place), 0, HISTOGRAM_BINS - 1).astype(int) + np.where(x < 0, HISTOGRAM_BINS, 0)
+    counts = np.bincount(place.reshape(-1), minlength=2 * HISTOGRAM_BINS)
+    return np.concatenate([[x.min(), x.max()], counts]).astype(np.float32)
+
+
 _OBSERVERS: Mapping[type[Observer], Callable[[Array], Array]] = {
     Magnitudes: _magnitudes,
+    Histogram: _histogram,
     MinMax: lambda x: np.stack([x.min(axis=0), x.max(axis=0)]),
     Hessian: lambda x: x.T @ x / len(x),
 }

@@ -103,8 +103,8 @@ def test_what_no_kernel_takes_is_refused() -> None:
     for options in ({"bits": 4}, {"group_size": 64}, {"symmetric": False}):
         with pytest.raises(OptionError, match="no kernel multiplies int8 activations by weights in"):
             Quantize("w8a8", **options)  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="static activations with one scale per tensor are not supported"):
-        Activations("tensor", dynamic=False)
+    with pytest.raises(OptionError, match="static activations with one scale per token are not supported"):
+        Activations("token", dynamic=False)
     with pytest.raises(OptionError, match="no kernel multiplies"):
         Scheme(4, 0, True, Activations())
 

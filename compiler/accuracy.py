@@ -1,0 +1,145 @@
+"""How far a compiled model is from the model it was made of, on real inputs: end to end, and layer by layer."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..backends.onnxruntime.lower import lower
+from ..backends.onnxruntime.session import Session
+from ..backends.onnxruntime.writer import write
+from ..ir.graph import Graph
+from ..ir.signature import DecoderSpec
+from .figures import Accuracy, decibels
+from .inputs import Array, as_numpy
+from .statistics import Batches
+
+MOST = 8
+"""Inputs that are compared."""
+_ROWS = 64  # rows of logits that are in float64 at a time
+
+
+class AccuracyCheck:
+    """Runs the graph as it came, keeps what it gave on disk, and compares a compiled file with it.
+
+    Args:
+        inputs: graph inputs by name; the first :data:`MOST` are used.
+        held_out: see :class:`Accuracy`.
+        decoder: set for a causal language model.
+        workspace: folder to make the temporary folder in.
+    """
+
+    def __init__(
+        self, inputs: Iterable[Mapping[str, Any]], held_out: bool, decoder: DecoderSpec | None, workspace: Path
+    ) -> None:
+        self._inputs, self._held_out, self._decoder = inputs, held_out, decoder
+        self._folder = tempfile.TemporaryDirectory(prefix=".accuracy-", suffix=".tmp", dir=workspace)
+        self._kept: Batches | None = None
+
+    def begin(self, graph: Graph) -> None:
+        """Run the graph as it is."""
+        folder = Path(self._folder.name)
+        kept = Batches(folder / "outputs")
+        copy = graph.clone()
+        lower(copy)
+        path = folder / "model.onnx"
+        write(copy, path)
+        session = Session(path)
+        for _, feeds in zip(range(MOST), self._inputs, strict=False):
+            batch = {name: as_numpy(value) for name, value in feeds.items()}
+            kept.add(batch | {"": np.asarray(session.run(batch)[0])})
+        self._kept = kept
+        del session
+        path.unlink()
+        path.with_name(f"{path.name}.data").unlink(missing_ok=True)
+
+    def compare(self, path: Path) -> Accuracy:
+        """Run a compiled file on the same inputs."""
+        assert self._kept is not None
+        session, total = Session(path), Comparison(self._decoder is not None)
+        wanted = {spec.name for spec in session.inputs}
+        for batch in self._kept:
+            expected = batch.pop("")
+            given = np.asarray(session.run({name: value for name, value in batch.items() if name in wanted})[0])
+            total.add(expected, given, batch.get("input_ids"))
+        return total.result(self._held_out)
+
+    def close(self) -> None:
+        """Remove what was kept."""
+        self._folder.cleanup()
+
+
+class Comparison:
+    """Figures of :class:`Accuracy`, added up input by input.
+
+    Args:
+        decoder: whether the outputs are logits of a causal language model, ``[batch, tokens, vocabulary]``.
+    """
+
+    def __init__(self, decoder: bool) -> None:
+        self._decoder = decoder
+        self._count = 0
+        self._power = self._lost = self._cosine = 0.0
+        self._least, self._vectors = 1.0, 0
+        self._divergence = self._agree = self._before = self._after = 0.0
+        self._positions = self._targets = 0
+
+    def add(self, expected: Array, given: Array, ids: Array | None = None) -> None:
+        """Add the outputs of one input; of a decoder its tokens, too."""
+        self._count += 1
+        width = expected.shape[-1] if expected.ndim else 1
+        rows, others = expected.reshape(-1, width), given.reshape(-1, width)
+        targets = None
+        if self._decoder and ids is not None:
+            targets = np.full(ids.shape, -1, np.int64)
+            targets[:, :-1] = ids[:, 1:]
+            targets = targets.reshape(-1)
+        for start in range(0, len(rows), _ROWS):
+            part = slice(start, start + _ROWS)
+            a, b = rows[part].astype(np.float64), others[part].astype(np.float64)
+            self._power += float((a * a).sum())
+            self._lost += float(((a - b) ** 2).sum())
+            norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+            cosine = np.where(norms > 0, (a * b).sum(axis=1) / np.maximum(norms, 1e-300), 1.0)
+            self._cosine += float(cosine.sum())
+            self._least = min(self._least, float(cosine.min(initial=1.0)))
+            self._vectors += len(a)
+            if targets is not None:
+                self._tokens(a, b, targets[part])
+
+    def _tokens(self, a: Array, b: Array, targets: Array) -> None:
+        p, q = log_softmax(a), log_softmax(b)
+        self._divergence += float((np.exp(p) * (p - q)).sum())
+        self._agree += float((a.argmax(axis=1) == b.argmax(axis=1)).sum())
+        self._positions += len(a)
+        known = np.flatnonzero(targets >= 0)
+        self._before -= float(p[known, targets[known]].sum())
+        self._after -= float(q[known, targets[known]].sum())
+        self._targets += len(known)
+
+    def result(self, held_out: bool) -> Accuracy:
+        """The figures so far."""
+        vectors = max(self._vectors, 1)
+        figures: dict[str, Any] = {}
+        if self._positions:
+            figures = {
+                "divergence": self._divergence / self._positions,
+                "agreement": self._agree / self._positions,
+                "perplexity": math.exp(self._after / max(self._targets, 1)),
+                "perplexity_before": math.exp(self._before / max(self._targets, 1)),
+            }
+        return Accuracy(
+            self._count, held_out, decibels(self._power, self._lost), self._cosine / vectors, self._least, **figures
+        )
+
+
+def log_softmax(rows: Array) -> Array:
+    """Logarithms of the softmax of each row, in the type of ``rows``."""
+    shifted = rows - rows.max(axis=-1, keepdims=True)
+    result: Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result

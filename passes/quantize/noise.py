@@ -1,0 +1,43 @@
+"""How much rounding disturbs: ratios of signal to noise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .rtn import Array, Codes, as_float32, dequantize
+from .scheme import Scheme
+
+WEIGHT_NOISE, OUTPUT_NOISE = "weight_signal_to_noise", "output_signal_to_noise"
+"""Names of these figures, in dB, among the values of a remark."""
+_ROWS = 256
+"""Output channels of a matrix that are looked at: as many as say enough about all."""
+
+
+def decibels(power: float, lost: float) -> float:
+    """Ratio of signal to noise in dB, at most 200: beyond, numbers of float32 are the same."""
+    if lost <= power * 1e-20:
+        return 200.0
+    return round(10 * math.log10(power / lost), 2) if power > 0 else 0.0
+
+
+def weight_noise(weights: Array, codes: Codes, scheme: Scheme, *, transposed: bool, packed: bool) -> float:
+    """Signal to noise of a rounded matrix in dB, by at most 256 evenly spaced output channels.
+
+    Args:
+        weights: ``[n, k]``, or ``[k, n]`` if ``transposed``; any float type.
+        codes: as :func:`~.rtn.quantize` returned them.
+        scheme: bits, group size, symmetry.
+        transposed: channels are columns.
+        packed: codes are packed two a byte.
+    """
+    n, k = weights.shape[::-1] if transposed else weights.shape
+    rows = np.linspace(0, n - 1, min(n, _ROWS)).astype(int)
+    part = as_float32(weights[:, rows].T if transposed else weights[rows])
+    chosen = codes.codes[rows]
+    if packed and scheme.stored_bits == 4:
+        chosen = np.stack([chosen & 15, chosen >> 4], axis=2).reshape(len(rows), -1)[:, :k]
+    zeros = None if codes.zero_points is None else codes.zero_points[rows]
+    error = dequantize(Codes(chosen, codes.scales[rows], zeros), scheme, k) - part
+    return decibels(float((part.astype(np.float64) ** 2).sum()), float((error.astype(np.float64) ** 2).sum()))
