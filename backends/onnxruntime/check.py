@@ -18,6 +18,7 @@ from .session import Session
 
 WATCHED = (
     "MatMulNBits",
+    "MatMulBnb4",
     "MatMulIntegerToFloat",
     "GatherBlockQuantized",
     "Attention",

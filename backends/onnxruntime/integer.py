@@ -77,6 +77,10 @@ class _Lowering:
                     products.append((user, turned, pair))
         if not products:
             return
+        if attribute(node, "block_size", 0):
+            for user, _, (quantize, _) in products:
+                self._give_back(user, quantize)
+            return
         turned = products[0][1]
         tables = [user for user, index, _ in readers if _is_table(user, index) and user.graph is node.graph]
         reason = _unfit(self.edit.graph, node, turned)
@@ -103,6 +107,14 @@ class _Lowering:
             self._product(user, stored, *pair)
             self._say(user, f"{user.op_type} runs as MatMulIntegerToFloat")
         self.edit.sweep([user for user, _, _ in products])
+
+    def _give_back(self, user: onnx_ir.Node, quantize: onnx_ir.Node) -> None:
+        """Let a product by a weight in groups read its input as it is."""
+        pair = user.inputs[0].producer() if user.inputs[0] is not None else None
+        user.replace_input_with(0, quantize.inputs[0])
+        if pair is not None and not pair.outputs[0].uses():
+            self.edit.sweep([pair])
+        self._say(user, "the kernel for weights in groups rounds its input to 8 bits itself, group by group")
 
     def _say(self, node: onnx_ir.Node, what: str) -> None:
         self.remarks.append(Remark("applied", module_path(node), what))

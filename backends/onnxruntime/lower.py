@@ -8,6 +8,7 @@ from ...ir.errors import OptionError, nearest
 from ...ir.graph import Graph
 from ...ir.remarks import Remark
 from .attention import lower_attention
+from .codebook import lower_codebook
 from .integer import lower_integer
 from .legality import check, nonstandard
 from .nbits import lower_quantized
@@ -43,6 +44,7 @@ def lower(graph: Graph, target: str = "onnxruntime") -> list[Remark]:
         return remarks
     remarks = lower_integer(graph)
     remarks += lower_quantized(graph)
+    remarks += lower_codebook(graph)
     remarks += fold_transposes(graph)
     remarks += lower_attention(graph)
     remarks += lower_skip_norms(graph)

@@ -18,6 +18,7 @@ import onnx_ir
 
 from ...ir.graph import dims, rank
 from ...ir.rewrite import Editor
+from .outliers import Outliers, without
 from .targets import Weight
 
 RULE = "quantize activations"
@@ -42,7 +43,10 @@ def obstacle(weight: Weight) -> str | None:
 
 
 def quantize_inputs(
-    edit: Editor, products: Sequence[onnx_ir.Node], order: Mapping[onnx_ir.Node, int]
+    edit: Editor,
+    products: Sequence[onnx_ir.Node],
+    order: Mapping[onnx_ir.Node, int],
+    outliers: Outliers | None = None,
 ) -> dict[onnx_ir.Value, list[onnx_ir.Node]]:
     """Let ``products`` read their left operand through 8 bits; one they share is quantized once.
 
@@ -50,6 +54,7 @@ def quantize_inputs(
         edit: of the main graph.
         products: ``MatMul`` and ``Gemm`` nodes whose left operand is float32 [..., tokens, channels].
         order: position of each node in the graph.
+        outliers: channels that count as zero here, because they are multiplied elsewhere.
 
     Returns:
         The products by the value they read.
@@ -69,6 +74,9 @@ def quantize_inputs(
     for x, nodes in readers.items():
         edit.at(nodes[0], nodes)
         name = x.name or "input"
+        mask = None if outliers is None else outliers.mask(x)
+        if mask is not None:
+            x = without(edit, x, mask)
         high = edit.op("Max", [edit.op("ReduceMax", [x, last], {"keepdims": 1}), zero])
         low = edit.op("Min", [edit.op("ReduceMin", [x, last], {"keepdims": 1}), zero])
         # A row of zeros has no scale: any will do but zero.

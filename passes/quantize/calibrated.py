@@ -81,7 +81,7 @@ class Calibrated:
                 return "the size of its product's input is not known"
         return None
 
-    def codes(self, weight: Weight, scheme: Scheme, keep: int = 0) -> Rounded:
+    def codes(self, weight: Weight, scheme: Scheme, keep: int | Array = 0) -> Rounded:
         """Codes of a weight, packed as :func:`~.tensors.packs` says, and figures for the report.
 
         The figures are the relative squared error of the outputs on the calibration inputs (``output_error``), the same
@@ -90,7 +90,7 @@ class Calibrated:
         Args:
             weight: one without obstacle.
             scheme: bits, group size, symmetry.
-            keep: number of its input channels to leave in floating point.
+            keep: number of its input channels to leave in floating point, or which.
 
         Raises:
             CalibrationError: the statistics of an input are no Hessian.
@@ -108,8 +108,8 @@ class Calibrated:
             difference = rtn.dequantize(nearest, scheme, k) - matrix
             power, plain = gptq.output_error(matrix, hessian), gptq.output_error(difference, hessian)
             rounded, effective = matrix, hessian
-            if keep:
-                which = columns.most_sensitive(difference, hessian, min(keep, k))
+            if not isinstance(keep, int) or keep:
+                which = columns.most_sensitive(difference, hessian, min(keep, k)) if isinstance(keep, int) else keep
                 rounded, effective = matrix.copy(), columns.without(hessian, which)
                 rounded[:, which] = 0
                 feedback = self._decompose(weight, effective)

@@ -11,6 +11,8 @@ from ...ir.errors import OptionError, nearest
 PER_CHANNEL = 0
 """Group size that stands for one group per output channel."""
 _GROUPS = (16, 32, 64, 128, 256)
+FORMATS: Mapping[str, tuple[int, bool]] = {"int": (0, False), "nf4": (4, True), "fp8": (8, False)}
+"""Number formats of weights: bits of those that have a fixed number, and whether scales are shared by groups."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,10 @@ class Scheme:
         group_size: consecutive weights of one output channel that share a scale: 16, 32, 64, 128 or 256, or 0 for
             all weights of the channel. One that does not divide the channel leaves a shorter last group.
         symmetric: the zero point is the middle of the code range (8 or 128), instead of one chosen for each group.
-        activations: how the other operand is quantized; None leaves it in floating point. The kernels that take int8
-            activations need 8-bit symmetric weights with one scale per channel.
+        activations: how the other operand is quantized; None leaves it in floating point. Static ones need 8-bit
+            symmetric weights with one scale per channel. Dynamic ones take these, too, or 4- or 8-bit weights in groups
+            (ZeroQuant, Yao et al. 2022): ONNX Runtime's kernel for groups rounds its input itself.
+        format: ``"int"``; ``"nf4"`` (4 bits, Dettmers et al. 2023) or ``"fp8"`` (float8_e4m3fn, one scale per channel).
 
     Raises:
         OptionError: no kernel takes this scheme.
@@ -63,8 +67,11 @@ class Scheme:
     group_size: int
     symmetric: bool
     activations: Activations | None = None
+    format: str = "int"
 
     def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise OptionError(f"there is no format {self.format!r}", where="Scheme", fix=nearest(self.format, FORMATS))
         if self.bits not in (2, 3, 4, 8) or isinstance(self.bits, bool):
             raise OptionError(f"bits={self.bits!r} is not supported", where="Quantize", fix="use 2, 3, 4 or 8 bits")
         if self.group_size == -1:
@@ -79,12 +86,37 @@ class Scheme:
             raise OptionError(
                 f"symmetric={self.symmetric!r} is not a yes or no", where="Quantize", fix="use True or False"
             )
-        if self.activations is not None and (self.bits, self.group_size, self.symmetric) != (8, PER_CHANNEL, True):
+        if self.format != "int":
+            self._check_format()
+        elif self.activations is not None and not self._multiplies(self.activations):
             raise OptionError(
                 f"no kernel multiplies int8 activations by weights in {self._weights()}",
                 where="Quantize",
-                fix='use the scheme "w8a8" or "w8a8_static" as it is, or "w4a16" or "w8a16"',
+                fix='use the scheme "w8a8", "w8a8_static", "w4a8" or "w8a8_groups" as it is',
             )
+
+    def _multiplies(self, activations: Activations) -> bool:
+        if (self.bits, self.group_size, self.symmetric) == (8, PER_CHANNEL, True):
+            return True
+        return activations.dynamic and self.bits in (4, 8) and self.group_size != PER_CHANNEL
+
+    def _check_format(self) -> None:
+        bits, groups = FORMATS[self.format]
+        grouped = self.group_size != PER_CHANNEL
+        if (self.bits, grouped, self.symmetric, self.activations) != (bits, groups, True, None):
+            shape = "groups" if groups else "one scale per channel"
+            raise OptionError(
+                f"the format {self.format!r} has {bits} bits, symmetric, {shape}, and no quantized activations",
+                where="Quantize",
+                fix=f'use the scheme "{self.format}" as it is, or another group size'
+                if groups
+                else f'use the scheme "{self.format}" as it is',
+            )
+
+    @property
+    def by_kernel(self) -> bool:
+        """Whether the kernel of the product rounds the other operand itself, in groups."""
+        return self.activations is not None and self.group_size != PER_CHANNEL
 
     @property
     def levels(self) -> int:
@@ -109,6 +141,8 @@ class Scheme:
 
     def _weights(self) -> str:
         group = "channel" if self.group_size == PER_CHANNEL else f"group of {self.group_size}"
+        if self.format != "int":
+            return f"{self.format.upper()}, one scale per {group}"
         return f"{self.bits}-bit {'symmetric' if self.symmetric else 'asymmetric'}, one scale per {group}"
 
 
@@ -121,6 +155,10 @@ NAMED: Mapping[str, Scheme] = {
     "w8a8_static": Scheme(
         bits=8, group_size=PER_CHANNEL, symmetric=True, activations=Activations("tensor", dynamic=False)
     ),
+    "w8a8_groups": Scheme(bits=8, group_size=64, symmetric=True, activations=Activations()),
+    "w4a8": Scheme(bits=4, group_size=64, symmetric=False, activations=Activations()),
+    "nf4": Scheme(bits=4, group_size=64, symmetric=True, format="nf4"),
+    "fp8": Scheme(bits=8, group_size=PER_CHANNEL, symmetric=True, format="fp8"),
 }
 """Schemes by their usual short names: bits of weights and of activations."""
 
@@ -136,7 +174,7 @@ def resolve(
     if name not in NAMED:
         raise OptionError(f"unknown quantization scheme {name!r}", where="Quantize", fix=nearest(str(name), NAMED))
     scheme = NAMED[name]
-    if bits is not None and bits != scheme.bits and scheme.activations is None:
+    if bits is not None and bits != scheme.bits and scheme.activations is None and scheme.format == "int":
         scheme = NAMED.get(f"w{bits}a16", scheme)
     changes: dict[str, Any] = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
     return replace(scheme, **{field: value for field, value in changes.items() if value is not None})

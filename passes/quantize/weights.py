@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import onnx_ir
 
 from ...ir.errors import ModelError, OptionError, UnsupportedError, nearest
@@ -15,9 +16,11 @@ from ...ir.rewrite import Editor
 from .. import selectors
 from ..base import Context, Outcome, Pass, Stage
 from ..precise import PRECISE
-from . import activations, beside, histogram, noise, refine, rtn, static
+from . import activations, beside, formats, histogram, noise, refine, rtn, static
 from .calibrated import Calibrated, Rounded
 from .noise import WEIGHT_NOISE
+from .outliers import Outliers
+from .plan import Plan, Totals
 from .scheme import PER_CHANNEL, Scheme, override, resolve
 from .targets import Weight, find
 from .tensors import Tensors, deferred, packs, ready, stored_bytes
@@ -37,9 +40,10 @@ class Quantize(Pass):
     inputs of the head.
 
     Attributes:
-        scheme: ``"w4a16"``, ``"w8a16"``, ``"w8a8"`` or ``"w8a8_static"``: bits of weights and activations, with the
-            group size and symmetry that were measured best. In the last two inputs of products are quantized, too:
-            token by token, or with one scale a tensor from calibration inputs, and then convolutions as well.
+        scheme: bits of weights and activations, with the group size and symmetry that were measured best:
+            ``"w4a16"``, ``"w8a16"``; inputs of products quantized, too, token by token: ``"w8a8"``, and with weights
+            in groups ``"w4a8"`` and ``"w8a8_groups"``; with one scale a tensor from calibration inputs, convolutions
+            included: ``"w8a8_static"``; other number formats: ``"nf4"``, ``"fp8"``.
         bits: 2, 3, 4 or 8 instead of the scheme's.
         group_size: weights that share a scale: 16, 32, 64, 128, 256; 0 or -1 for a whole channel.
         symmetric: whether the zero point is the middle of the range.
@@ -58,6 +62,8 @@ class Quantize(Pass):
         keep_in: selectors of the products that keep columns; all if empty.
         ranges: how the range of a static quantization of activations is chosen: ``"minmax"``, ``"mse"``, ``"kl"`` or
             ``"percentile"``; ``"auto"`` is ``"mse"``.
+        outliers: with activations quantized by token and weights by channel, input channels that exceed this magnitude
+            on the calibration inputs stay in floating point (LLM.int8(), Dettmers et al. 2022, which uses 6).
         percentile: of the numbers that ``ranges="percentile"`` keeps below the upper end, in percent.
 
     Raises:
@@ -82,6 +88,7 @@ class Quantize(Pass):
     keep_in: str | Sequence[str] = ()
     ranges: str = "auto"
     percentile: float = 99.99
+    outliers: float | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -101,6 +108,8 @@ class Quantize(Pass):
         for name, number in (("rounds", self.rounds), ("keep_columns", self.keep_columns)):
             if number < 0:
                 raise OptionError(f"{name}={number!r} is negative", where="Quantize", fix="use 0, 1, 2 …")
+        if self.outliers is not None and not self.outliers > 0:
+            raise OptionError(f"outliers={self.outliers!r} is no magnitude", where="Quantize", fix="use 6.0")
         if self.keep_columns and self.method == "rtn":
             raise OptionError(
                 "keep_columns needs calibration inputs, method='rtn' takes none", where="Quantize", fix="leave one out"
@@ -132,10 +141,10 @@ class Quantize(Pass):
 
     def run(self, graph: Graph, context: Context) -> Outcome:
         """Quantize every weight that is selected and can be; say of each other one why not."""
-        outcome, totals = Outcome(), _Totals()
+        outcome, totals = Outcome(), Totals()
         targets = find(graph)
         base = self.resolved
-        plan = _Plan(selectors.parse_all(self.include), selectors.parse_all(self.exclude), self._overrides(base), base)
+        plan = Plan(selectors.parse_all(self.include), selectors.parse_all(self.exclude), self._overrides(base), base)
         candidates = [node for weight in targets.weights for node in weight.users]
         candidates += [node for node, _ in targets.others]
         plan.check(candidates)
@@ -150,6 +159,8 @@ class Quantize(Pass):
                 scheme, reason = plan.scheme(weight.users)
                 if scheme is not None and scheme.bits < 8 and any(PRECISE in n.metadata_props for n in weight.products):
                     scheme = replace(scheme, bits=8)
+            if scheme is not None and scheme.format != "int" and (reason := formats.obstacle(weight)) is not None:
+                scheme = None
             if scheme is not None and scheme.activations and (reason := activations.obstacle(weight)) is not None:
                 scheme = None
             if scheme is not None:
@@ -177,19 +188,29 @@ class Quantize(Pass):
                 where=_where(chosen[0][0]) if chosen else module_path(convolutions[0]),
                 fix="convert the file to a newer opset first (onnx.version_converter)",
             )
-        asked = self.method in ("gptq", "clip") or self.keep_columns > 0
-        fitted = [weight for weight, scheme in chosen if asked or not _fine(scheme)]
+        asked = self.method in ("gptq", "clip") or self.keep_columns > 0 or self.outliers is not None
+        fitted = [w for w, scheme in chosen if scheme.format == "int" and (asked or not _fine(scheme))]
         data = asked or (self.method == "auto" and context.has_calibration and bool(fitted))
         method = "clip" if self.method == "clip" else "gptq"
         edit = Editor(graph, RULE)
         order = {node: i for i, node in enumerate(graph.graph)}
         # Statistics are taken of the graph as it is, before the first weight is replaced.
         rounder = Calibrated(graph, fitted, context, method, self.rounds) if data else None
+        by_token = [
+            w for w, s in chosen if s.activations and s.activations.dynamic and not s.by_kernel and not w.tables
+        ]
+        outliers = Outliers(by_token, self.outliers, context) if self.outliers is not None else None
         fixed = [n for weight, s in chosen if s.activations and not s.activations.dynamic for n in weight.products]
         ranges = static.Ranges(graph, convolutions, fixed, context, self.ranges, self.percentile)
         for done, (weight, scheme) in enumerate(chosen):
             rounded: Rounded | None = None
             late: dict[str, Any] = {}
+            if scheme.format != "int":
+                figures = _store(edit, weight, scheme, order)
+                totals.add(weight, figures)
+                outcome.count(RULE)
+                outcome.applied(_where(weight), f"{scheme}, rounded to nearest", **figures)
+                continue
             if rounder is None or not any(weight is other for other in fitted):
                 tensors = _nearest(weight, scheme, late)
             elif (obstacle := rounder.obstacle(weight)) is not None:
@@ -201,7 +222,8 @@ class Quantize(Pass):
                 if keep and (why := _not_kept(weight, scheme)) is not None:
                     outcome.missed(_where(weight), f"no columns are kept: {why}", weight=weight.value.name)
                     keep = 0
-                rounded = rounder.codes(weight, scheme, keep)
+                split = outliers.columns(weight) if outliers is not None and weight in by_token else ()
+                rounded = rounder.codes(weight, scheme, np.asarray(split) if len(split) else keep)
                 tensors = ready(rounded.codes, weight, scheme)
             figures = _rewrite(edit, weight, scheme, tensors, order)
             if rounded is not None:
@@ -215,7 +237,9 @@ class Quantize(Pass):
             late |= figures
             outcome.remarks.append(Remark("applied", _where(weight), f"{scheme}{shared}{kernel}", late))
         products = [n for weight, s in chosen if s.activations and s.activations.dynamic for n in weight.products]
-        inputs = activations.quantize_inputs(edit, products, order)
+        inputs = activations.quantize_inputs(edit, products, order, outliers)
+        if outliers is not None and self.outliers is not None:
+            outliers.tell(outcome, self.outliers)
         for nodes in inputs.values():
             outcome.count(activations.RULE)
             outcome.applied(module_path(nodes[0]), f"input quantized by token, once for {len(nodes)} products")
@@ -234,71 +258,30 @@ def _fine(scheme: Scheme) -> bool:
     return scheme.bits == 8 and scheme.group_size != PER_CHANNEL and scheme.activations is None
 
 
-@dataclass(frozen=True)
-class _Plan:
-    include: Sequence[selectors.Selector]
-    exclude: Sequence[selectors.Selector]
-    overrides: Sequence[tuple[selectors.Selector, Scheme | None]]
-    base: Scheme
-
-    def check(self, nodes: Sequence[onnx_ir.Node]) -> None:
-        used = [*self.include, *self.exclude, *(selector for selector, _ in self.overrides)]
-        selectors.require_matches(used, nodes, "products and embeddings")
-
-    def scheme(self, users: Sequence[onnx_ir.Node]) -> tuple[Scheme | None, str | None]:
-        """The scheme of a weight with these users, or None and the reason."""
-        wanted = [self._wants(node) for node in users]
-        if not any(wanted):
-            return None, "not selected"
-        if not all(wanted):
-            other = users[wanted.index(False)]
-            return None, f"shared with {module_path(other)}, which is not selected"
-        for selector, scheme in self.overrides:
-            if any(selector.matches(node) for node in users):
-                return scheme, None if scheme else f"override {selector.text!r} leaves it float"
-        return self.base, None
-
-    def _wants(self, node: onnx_ir.Node) -> bool:
-        if self.include and selectors.first(self.include, node) is None:
-            return False
-        return selectors.first(self.exclude, node) is None
-
-
-@dataclass
-class _Totals:
-    found: int = 0
-    products: int = 0
-    tables: int = 0
-    weights: int = 0
-    bytes: float = 0
-    left_weights: int = 0
-
-    def add(self, weight: Weight, figures: Mapping[str, Any]) -> None:
-        self.products += len(weight.products)
-        self.tables += len(weight.tables)
-        self.weights += figures["weights"]
-        self.bytes += figures["bytes"]
-
-    def report(self, outcome: Outcome) -> None:
-        values = {
-            "products": self.products,
-            "products_found": self.found,
-            "embeddings": self.tables,
-            "weights": self.weights,
-            "bytes": int(self.bytes),
-            "bits_per_weight": round(self.bytes * 8 / self.weights, 4) if self.weights else None,
-            "left_float": self.left_weights,
-        }
-        text = f"{self.products} of {self.found} products with constant weights and {self.tables} embeddings quantized"
-        if self.weights:
-            bits = values["bits_per_weight"]
-            outcome.applied("", f"{text}, {bits} bits per weight with scales, zero points and padding", **values)
-        else:
-            outcome.missed("", f"nothing was quantized: {text}", **values)
-
-
 def _where(weight: Weight) -> str:
     return module_path((weight.users or [weight.readers[0][0]])[0])
+
+
+def _store(edit: Editor, weight: Weight, scheme: Scheme, order: Mapping[onnx_ir.Node, int]) -> dict[str, Any]:
+    """Store a weight in a format that is no integer."""
+    edit.at(min((node for node, _ in weight.readers), key=lambda node: order[node]), weight.users)
+    try:
+        restored, figures = formats.write(edit, weight, scheme)
+    except FloatingPointError as error:
+        where = f"weight {weight.value.name!r}"
+        raise ModelError(f"{error}", where=where, fix="exclude it, or repair the model") from error
+    _take_place(edit, weight, restored)
+    return figures
+
+
+def _take_place(edit: Editor, weight: Weight, restored: onnx_ir.Value) -> None:
+    """Let all readers of a weight read another value, and forget the weight."""
+    for node, index in weight.readers:
+        node.replace_input_with(index, restored)
+    if weight.value.is_initializer():
+        edit.drop_initializer(weight.value)
+    elif (constant := weight.value.producer()) is not None:
+        edit.sweep([constant])
 
 
 def _nearest(weight: Weight, scheme: Scheme, late: dict[str, Any]) -> Tensors:
@@ -380,12 +363,7 @@ def _rewrite(
     made = new.producer()
     assert made is not None
     made.meta[beside.ORIGINAL] = (tensor, weight.layout)
-    for node, index in weight.readers:
-        node.replace_input_with(index, new)
-    if weight.value.is_initializer():
-        edit.drop_initializer(weight.value)
-    elif (constant := weight.value.producer()) is not None:
-        edit.sweep([constant])
+    _take_place(edit, weight, new)
     size = stored_bytes(n, k, scheme, int(tensor.dtype.itemsize))
     return {
         "weight": name,

@@ -19,6 +19,7 @@ from burnish.passes.statistics import (
     HISTOGRAM_BINS,
     HISTOGRAM_LEAST,
     HISTOGRAM_STEPS,
+    AbsMax,
     Hessian,
     Histogram,
     Magnitudes,
@@ -64,6 +65,7 @@ def _histogram(x: Array) -> Array:
 
 _OBSERVERS: Mapping[type[Observer], Callable[[Array], Array]] = {
     Magnitudes: _magnitudes,
+    AbsMax: lambda x: np.abs(x).max(axis=0),
     Histogram: _histogram,
     MinMax: lambda x: np.stack([x.min(axis=0), x.max(axis=0)]),
     Hessian: lambda x: x.T @ x / len(x),

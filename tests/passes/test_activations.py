@@ -100,7 +100,7 @@ def test_products_choose_one_by_one() -> None:
 
 
 def test_what_no_kernel_takes_is_refused() -> None:
-    for options in ({"bits": 4}, {"group_size": 64}, {"symmetric": False}):
+    for options in ({"bits": 4}, {"bits": 3, "group_size": 64}, {"symmetric": False}):
         with pytest.raises(OptionError, match="no kernel multiplies int8 activations by weights in"):
             Quantize("w8a8", **options)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="static activations with one scale per token are not supported"):

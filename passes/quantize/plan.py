@@ -1,0 +1,92 @@
+"""Which weights of a graph get which scheme, and what that came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir
+
+from ...ir.graph import module_path
+from .. import selectors
+from ..base import Outcome
+from .scheme import Scheme
+from .targets import Weight
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which scheme each product gets, as the user selected.
+
+    Attributes:
+        include: selectors of what to quantize; everything if empty.
+        exclude: selectors of what to leave float.
+        overrides: schemes of what a selector matches, first match wins; None leaves it float.
+        base: the scheme of all others.
+    """
+
+    include: Sequence[selectors.Selector]
+    exclude: Sequence[selectors.Selector]
+    overrides: Sequence[tuple[selectors.Selector, Scheme | None]]
+    base: Scheme
+
+    def check(self, nodes: Sequence[onnx_ir.Node]) -> None:
+        """Raise SelectorError for a selector that matches none of ``nodes``."""
+        used = [*self.include, *self.exclude, *(selector for selector, _ in self.overrides)]
+        selectors.require_matches(used, nodes, "products and embeddings")
+
+    def scheme(self, users: Sequence[onnx_ir.Node]) -> tuple[Scheme | None, str | None]:
+        """The scheme of a weight with these users, or None and the reason."""
+        wanted = [self._wants(node) for node in users]
+        if not any(wanted):
+            return None, "not selected"
+        if not all(wanted):
+            other = users[wanted.index(False)]
+            return None, f"shared with {module_path(other)}, which is not selected"
+        for selector, scheme in self.overrides:
+            if any(selector.matches(node) for node in users):
+                return scheme, None if scheme else f"override {selector.text!r} leaves it float"
+        return self.base, None
+
+    def _wants(self, node: onnx_ir.Node) -> bool:
+        if self.include and selectors.first(self.include, node) is None:
+            return False
+        return selectors.first(self.exclude, node) is None
+
+
+@dataclass
+class Totals:
+    """What was quantized, for the last remark."""
+
+    found: int = 0
+    products: int = 0
+    tables: int = 0
+    weights: int = 0
+    bytes: float = 0
+    left_weights: int = 0
+
+    def add(self, weight: Weight, figures: Mapping[str, Any]) -> None:
+        """Count a weight."""
+        self.products += len(weight.products)
+        self.tables += len(weight.tables)
+        self.weights += figures["weights"]
+        self.bytes += figures["bytes"]
+
+    def report(self, outcome: Outcome) -> None:
+        """Make the remark."""
+        values = {
+            "products": self.products,
+            "products_found": self.found,
+            "embeddings": self.tables,
+            "weights": self.weights,
+            "bytes": int(self.bytes),
+            "bits_per_weight": round(self.bytes * 8 / self.weights, 4) if self.weights else None,
+            "left_float": self.left_weights,
+        }
+        text = f"{self.products} of {self.found} products with constant weights and {self.tables} embeddings quantized"
+        if self.weights:
+            bits = values["bits_per_weight"]
+            outcome.applied("", f"{text}, {bits} bits per weight with scales, zero points and padding", **values)
+        else:
+            outcome.missed("", f"nothing was quantized: {text}", **values)
