@@ -163,20 +163,30 @@ def scale_table(results: Mapping[str, Any]) -> str:
 def method_table(results: Mapping[str, Any]) -> str:
     """Markdown table of ``methods.json``: a row a recipe, the first being what ratios refer to."""
     rows = results["rows"]
-    base = next(iter(rows.values()))["perplexity"]
+    base, news = (next(iter(rows.values()))[name] for name in ("perplexity", "news"))
     cells = [
         [
             name,
             f"{row['perplexity'] / base:.3f}×",
             f"{row['divergence']:.4f}",
             f"{100 * row['agreement']:.1f} %",
+            f"{row['news'] / news:.3f}×",
             f"{row['bits_per_weight']:.2f}",
             f"{row['seconds']:.0f} s",
             f"{row['peak_anonymous_bytes'] / 1e9:.1f} GB",
         ]
         for name, row in rows.items()
     ]
-    head = [results["model"], "perplexity", "KL, nats", "same top token", "bits per weight", "time", "peak memory"]
+    head = [
+        results["model"],
+        "perplexity",
+        "KL, nats",
+        "same top token",
+        "news",
+        "bits per weight",
+        "time",
+        "peak memory",
+    ]
     return _table(head, cells)
 
 

@@ -13,7 +13,7 @@ from ...ir.errors import CalibrationError, ModelError
 from ...ir.graph import Graph, tensor_of
 from ..base import Context
 from ..statistics import Hessian
-from . import beside, columns, gptq, ranges, refine, rtn
+from . import beside, columns, gptq, learned, ranges, refine, rtn
 from .noise import OUTPUT_NOISE, WEIGHT_NOISE, decibels
 from .rtn import Array, Codes
 from .scheme import Scheme
@@ -45,7 +45,8 @@ class Calibrated:
         graph: as it is before any of the weights is replaced.
         weights: those to round.
         context: gives the statistics.
-        method: ``"gptq"``, or ``"clip"`` for rounding to nearest in ranges that were searched for.
+        method: ``"gptq"``, ``"clip"`` for rounding to nearest in ranges that were searched for, ``"signround"``, or
+            ``"learned_clip"``.
         rounds: how often codes and scales are improved after GPTQ, see :func:`~.refine.refine`.
 
     Raises:
@@ -134,6 +135,9 @@ class Calibrated:
         return Rounded(codes, figures, which, kept)
 
     def _round(self, matrix: Array, hessian: Array, feedback: gptq.Feedback, scheme: Scheme, precision: Any) -> Codes:
+        if self._method in ("signround", "learned_clip"):
+            shifts = self._method == "signround"
+            return learned.learn(matrix, hessian, scheme, shifts=shifts, precision=precision)
         if self._method == "clip":
             return ranges.quantize(matrix, hessian.diagonal(), scheme, precision=precision)
         codes = gptq.quantize(matrix, feedback, scheme, precision=precision)
