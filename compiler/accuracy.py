@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,22 @@ class AccuracyCheck:
     """Runs the graph as it came, keeps what it gave on disk, and compares a compiled file with it.
 
     Args:
-        inputs: graph inputs by name; the first :data:`MOST` are used.
+        inputs: graph inputs by name; as many as ``most`` are used.
         held_out: see :class:`Accuracy`.
         decoder: set for a causal language model.
         workspace: folder to make the temporary folder in.
+        most: inputs that are used.
     """
 
     def __init__(
-        self, inputs: Iterable[Mapping[str, Any]], held_out: bool, decoder: DecoderSpec | None, workspace: Path
+        self,
+        inputs: Iterable[Mapping[str, Any]],
+        held_out: bool,
+        decoder: DecoderSpec | None,
+        workspace: Path,
+        most: int = MOST,
     ) -> None:
+        self._most = most
         self._inputs, self._held_out, self._decoder = inputs, held_out, decoder
         self._folder = tempfile.TemporaryDirectory(prefix=".accuracy-", suffix=".tmp", dir=workspace)
         self._kept: Batches | None = None
@@ -50,7 +57,7 @@ class AccuracyCheck:
         path = folder / "model.onnx"
         write(copy, path)
         session = Session(path)
-        for _, feeds in zip(range(MOST), self._inputs, strict=False):
+        for _, feeds in zip(range(self._most), self._inputs, strict=False):
             batch = {name: as_numpy(value) for name, value in feeds.items()}
             kept.add(batch | {"": np.asarray(session.run(batch)[0])})
         self._kept = kept
@@ -72,6 +79,44 @@ class AccuracyCheck:
     def close(self) -> None:
         """Remove what was kept."""
         self._folder.cleanup()
+
+
+class Trials:
+    """Makes changes to copies of a graph and says how far their outputs are from those of the graph.
+
+    Args:
+        graph: as it is at the first trial.
+        inputs: graph inputs by name; the first four are used.
+        decoder: set for a causal language model.
+        workspace: folder to make temporary folders in.
+    """
+
+    def __init__(
+        self, graph: Graph, inputs: Iterable[Mapping[str, Any]], decoder: DecoderSpec | None, workspace: Path
+    ) -> None:
+        self._graph, self._check = graph, AccuracyCheck(inputs, False, decoder, workspace, most=4)
+        self._begun = False
+        self._workspace = workspace
+
+    def __call__(self, change: Callable[[Graph], None]) -> float:
+        """Divergence of next-token distributions in nats, or the relative squared error of the first output."""
+        if not self._begun:
+            self._check.begin(self._graph)
+            self._begun = True
+        copy = self._graph.clone()
+        change(copy)
+        lower(copy)
+        with tempfile.TemporaryDirectory(prefix=".trial-", suffix=".tmp", dir=self._workspace) as folder:
+            path = Path(folder) / "model.onnx"
+            write(copy, path)
+            found = self._check.compare(path)
+        if found.divergence is not None:
+            return max(found.divergence, 0.0)
+        return float(10 ** (-found.signal_to_noise / 10))
+
+    def close(self) -> None:
+        """Remove what was kept."""
+        self._check.close()
 
 
 class Comparison:

@@ -34,10 +34,11 @@ from ..ir.remarks import Remark
 from ..ir.signature import Signature
 from ..passes.base import Context, Pass, Stage
 from ..passes.spec import Passes, check_order, format_pass, implied, parse
-from .accuracy import AccuracyCheck
+from .accuracy import AccuracyCheck, Trials
 from .artifact import MANIFEST_KEY, MODEL_FILE, REPORT_KEY, Manifest, data_file, record, stamp
 from .cache import Cache, cacheable, digest_graph, digest_path, key_of, open_cache
 from .calibration import DataFile, digest_inputs
+from .costs import Costs
 from .inputs import PAST, Calibration, made_up
 from .measure import measure, node_count, weight_count
 from .phases import add_generation, add_prefill
@@ -290,7 +291,8 @@ def _compile(
         if calibration is not None:
             observe = stack.enter_context(Statistics(graph, calibration, folder.parent, progress, cache=store))
         random = on_random_tokens(stack, imported, graph, folder.parent, progress)
-        context = Context(how.target, calibration, progress, observe, random)
+        context = _context(stack, imported, how, calibration, folder.parent, store, progress)
+        context = replace(context, observe=observe, observe_made_up=random)
         accuracy = _accuracy_check(stack, imported, how, calibration, folder.parent, remarks)
         if accuracy is not None:
             with _timed(seconds, "original"):
@@ -414,6 +416,28 @@ def _check_operators(path: Path, expected: dict[str, int], verify: Verify) -> li
         reason = "not opened to count the operators that run: the file is large; verify='numerics' does it"
         return [Remark("skipped", "", reason, {"bytes": size})]
     return check_running(path, expected) if expected else []
+
+
+def _context(
+    stack: contextlib.ExitStack,
+    imported: Imported,
+    how: Recipe,
+    calibration: Calibration | None,
+    workspace: Path,
+    store: Cache | None,
+    progress: Progress,
+) -> Context:
+    """What passes may ask for besides statistics."""
+    decodes = imported.decoder is not None
+    if how.target != "onnxruntime":
+        return Context(how.target, calibration, progress, decodes=decodes)
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".costs-", suffix=".tmp", dir=workspace)))
+    trial = None
+    if calibration is not None:
+        trial = Trials(imported.graph, calibration, imported.decoder, workspace)
+        stack.callback(trial.close)
+    costs = Costs(None if store is None else store.folder, scratch)
+    return Context(how.target, calibration, progress, cost=costs, trial=trial, decodes=decodes)
 
 
 def _accuracy_check(

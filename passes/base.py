@@ -16,6 +16,11 @@ from ..ir.graph import Graph
 from ..ir.remarks import Remark
 from .statistics import Observer
 
+Cost = Callable[[int, int, int, Any], float]
+"""Seconds of a product of [M, K] and [K, N] by a scheme on the machine at hand; of float32 if the scheme is None."""
+Trial = Callable[[Callable[[Graph], None]], float]
+"""What a change of the graph, made to a copy of it, costs on calibration inputs: the divergence of next-token
+distributions in nats for a language model, else the relative squared error of the first output."""
 Observe = Callable[[Sequence[onnx_ir.Value], Observer], dict[str, np.ndarray[Any, Any]]]
 """Statistics of values of the graph at hand, by the names of the values."""
 
@@ -86,6 +91,9 @@ class Context:
         progress: called with (done, total, what) during long work.
         observe: computes what :meth:`statistics` returns; None where there is no data.
         observe_made_up: the same on made-up inputs; None where none can be made up.
+        cost: of products on this machine; None where nothing can be measured.
+        trial: of a change; None where there is no data.
+        decodes: whether the model is a causal language model with a cache.
     """
 
     target: str = "onnxruntime"
@@ -93,6 +101,9 @@ class Context:
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     observe: Observe | None = None
     observe_made_up: Observe | None = None
+    cost: Cost | None = None
+    trial: Trial | None = None
+    decodes: bool = False
 
     @property
     def has_calibration(self) -> bool:

@@ -176,6 +176,26 @@ class Hessian(Observer):
         return 12 * channels * channels
 
 
+@dataclass(frozen=True)
+class TokenSpan(Observer):
+    """Mean over tokens of (max x - min x)², both ends stretched to 0: [1]. The error of codes by token goes with it."""
+
+    parts = ("sum",)
+
+    def insert(self, edit: Editor, tokens: onnx_ir.Value) -> Sequence[onnx_ir.Value]:
+        """ReduceMax and ReduceMin of each token, and the sum of the squares of their differences."""
+        last = edit.ints([1], "channels_axis")
+        zero = _number(edit, 0)
+        high = edit.op("Max", [edit.op("ReduceMax", [tokens, last], {"keepdims": 1}), zero])
+        low = edit.op("Min", [edit.op("ReduceMin", [tokens, last], {"keepdims": 1}), zero])
+        span = edit.op("Sub", [high, low])
+        return [reduce(edit, "ReduceSum", edit.op("Mul", [span, span]))]
+
+    def finish(self, parts: Sequence[Array], count: int) -> Array:
+        """Sum over count."""
+        return np.asarray(parts[0] / count, np.float32)
+
+
 HISTOGRAM_STEPS = 32
 """Bins of a :class:`Histogram` for each doubling of the magnitude: their edges are 2 % apart."""
 HISTOGRAM_LEAST, HISTOGRAM_MOST = -24, 24

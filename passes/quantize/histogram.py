@@ -99,6 +99,16 @@ def choose(observed: Array, method: str = "mse", *, percentile: float = 99.99) -
     return Range(bins.low, bins.high)
 
 
+def expected_error(observed: Array, span: Range) -> float:
+    """Mean square error of the numbers of a histogram by the codes of a range."""
+    bins = Bins.read(observed)
+    if not len(bins.counts):
+        return 0.0
+    inside = np.clip(bins.centers, span.low, span.high)
+    rounding = np.minimum(bins.centers**2, float(span.scale) ** 2 / 12)
+    return float((bins.counts * (rounding + (bins.centers - inside) ** 2)).sum() / bins.counts.sum())
+
+
 def _percentile(bins: Bins, percentile: float) -> Range:
     below = np.cumsum(bins.counts) / bins.counts.sum()
     high = bins.centers[min(int(np.searchsorted(below, percentile / 100)), len(below) - 1)]

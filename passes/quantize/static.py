@@ -9,7 +9,7 @@ an int8 kernel, or from which no further convolution is reached on codes, comput
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -201,16 +201,10 @@ def apply(edit: Editor, ranges: Ranges, outcome: Outcome) -> list[dict[str, Any]
     figures = []
     if not ranges.inputs and not ranges.region.nodes:
         return []
-    readers: dict[onnx_ir.Value, list[onnx_ir.Node]] = {}
-    for node in ranges.products:
-        if node.inputs[0] in ranges.inputs:
-            readers.setdefault(node.inputs[0], []).append(node)
     order = {node: i for i, node in enumerate(edit.graph.graph)}
-    for value, nodes in readers.items():
-        edit.at(min(nodes, key=lambda node: order[node]), nodes)
-        restored = pair(edit, value, ranges.span(value))
-        for node in nodes:
-            node.replace_input_with(0, restored)
+    inputs = set(ranges.inputs)
+    products = [node for node in ranges.products if node.inputs[0] in inputs]
+    for value, nodes in read_through(edit, products, ranges.span, order).items():
         outcome.count(RULE)
         span = ranges.span(value)
         what = f"input quantized with one scale from calibration inputs, once for {len(nodes)} products"
@@ -232,6 +226,29 @@ def apply(edit: Editor, ranges: Ranges, outcome: Outcome) -> list[dict[str, Any]
         listed = ", ".join(f"{kind} × {count}" for kind, count in sorted(kinds.items()))
         outcome.applied("", f"runs on codes between convolutions: {listed}", **kinds)
     return figures
+
+
+def read_through(
+    edit: Editor,
+    products: Sequence[onnx_ir.Node],
+    span: Callable[[onnx_ir.Value], Range],
+    order: Mapping[onnx_ir.Node, int],
+) -> dict[onnx_ir.Value, list[onnx_ir.Node]]:
+    """Let products read their left operand through codes of its range; one that they share is quantized once.
+
+    Returns:
+        The products by the value they read.
+    """
+    readers: dict[onnx_ir.Value, list[onnx_ir.Node]] = {}
+    for node in sorted(products, key=lambda node: order[node]):
+        if node.inputs[0] is not None:
+            readers.setdefault(node.inputs[0], []).append(node)
+    for value, nodes in readers.items():
+        edit.at(nodes[0], nodes)
+        restored = pair(edit, value, span(value))
+        for node in nodes:
+            node.replace_input_with(0, restored)
+    return readers
 
 
 def insert(edit: Editor, ranges: Ranges) -> int:

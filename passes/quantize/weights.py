@@ -9,21 +9,22 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from ...ir.errors import ModelError, OptionError, UnsupportedError, nearest
-from ...ir.graph import Graph, is_op, module_path, tensor_of
+from ...ir.errors import OptionError, UnsupportedError, nearest
+from ...ir.graph import Graph, is_op, module_path
 from ...ir.remarks import Remark
 from ...ir.rewrite import Editor
 from .. import selectors
 from ..base import Context, Outcome, Pass, Stage
 from ..precise import PRECISE
-from . import activations, beside, formats, histogram, noise, refine, rtn, static
+from . import activations, auto, formats, histogram, refine, static
 from .calibrated import Calibrated, Rounded
-from .noise import WEIGHT_NOISE
 from .outliers import Outliers
 from .plan import Plan, Totals
-from .scheme import PER_CHANNEL, Scheme, override, resolve
+from .replace import keep, rewrite, store, where
+from .replace import nearest as round_to_nearest
+from .scheme import NAMED, PER_CHANNEL, Scheme, override, resolve
 from .targets import Weight, find
-from .tensors import Tensors, deferred, packs, ready, stored_bytes
+from .tensors import ready
 
 RULE = "quantize weights"
 METHODS = ("auto", "gptq", "clip", "signround", "learned_clip", "rtn")
@@ -68,6 +69,13 @@ class Quantize(Pass):
             ``"percentile"``; ``"auto"`` is ``"minmax"`` for products and ``"mse"`` for convolutions.
         outliers: with activations quantized by token and weights by channel, input channels that exceed this magnitude
             on the calibration inputs stay in floating point (LLM.int8(), Dettmers et al. 2022, which uses 6).
+        budget: with the scheme ``"auto"``, which chooses a scheme for each product (or leaves it float): how much the
+            model may lose on the calibration inputs. For a language model, by how much perplexity may grow (0.05 is
+            5 %); for others, the relative error of the outputs.
+        objective: what ``"auto"`` makes small: ``"time"``, by a table of costs measured on this machine, or ``"size"``.
+        prompt: tokens of a prompt (or of any input, if the model does not decode), for the time.
+        generated: tokens decoded after a prompt, for the time; as many as the prompt if not given.
+        candidates: names of schemes that ``"auto"`` may use; all that have a kernel if empty.
         percentile: of the numbers that ``ranges="percentile"`` keeps below the upper end, in percent.
 
     Raises:
@@ -93,6 +101,11 @@ class Quantize(Pass):
     ranges: str = "auto"
     percentile: float = 99.99
     outliers: float | None = None
+    budget: float | None = None
+    objective: str = "time"
+    prompt: int = 128
+    generated: int | None = None
+    candidates: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -118,6 +131,8 @@ class Quantize(Pass):
             raise OptionError(
                 "keep_columns needs calibration inputs, method='rtn' takes none", where="Quantize", fix="leave one out"
             )
+        object.__setattr__(self, "candidates", tuple(self.candidates))
+        self._check_auto()
         base = self.resolved
         pairs = self.overrides.items() if isinstance(self.overrides, Mapping) else self.overrides
         # Frozen and hashable: mappings become tuples.
@@ -131,10 +146,44 @@ class Quantize(Pass):
         selectors.parse_all(self.keep_in)
         self._overrides(base)
 
+    def _check_auto(self) -> None:
+        if self.scheme != auto.NAME:
+            if self.budget is not None:
+                raise OptionError("a budget is for the scheme 'auto'", where="Quantize", fix="leave it out")
+            return
+        if self.budget is None or not self.budget > 0:
+            raise OptionError(
+                f"the scheme 'auto' needs a budget, not {self.budget!r}",
+                where="Quantize",
+                fix="give what the model may lose, such as budget=0.05",
+            )
+        if self.objective not in auto.OBJECTIVES:
+            raise OptionError(
+                f"objective={self.objective!r} is not known",
+                where="Quantize",
+                fix=nearest(str(self.objective), auto.OBJECTIVES),
+            )
+        if self.prompt < 1 or (self.generated is not None and self.generated < 0):
+            raise OptionError("prompt and generated are numbers of tokens", where="Quantize", fix="use 1 or more")
+        if (self.bits, self.group_size, self.symmetric) != (None, None, None):
+            raise OptionError(
+                "the scheme 'auto' chooses bits and groups itself", where="Quantize", fix="leave these options out"
+            )
+        for name in self.candidates:
+            resolve(name)
+
     @property
     def resolved(self) -> Scheme:
         """The scheme of a weight that no override touches."""
+        if self.scheme == auto.NAME:
+            return NAMED["w4a16"]
         return resolve(self.scheme, bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
+
+    def _wishes(self) -> auto.Wishes:
+        assert self.budget is not None
+        return auto.Wishes(
+            self.budget, self.objective, self.prompt, self.generated, tuple(self.candidates), self.method == "rtn"
+        )
 
     def _overrides(self, base: Scheme) -> list[tuple[selectors.Selector, Scheme | None]]:
         assert not isinstance(self.overrides, Mapping)
@@ -172,7 +221,10 @@ class Quantize(Pass):
                 continue
             assert reason is not None
             totals.left_weights += weight.size
-            outcome.skipped(_where(weight), reason, weight=weight.value.name, weights=weight.size)
+            outcome.skipped(where(weight), reason, weight=weight.value.name, weights=weight.size)
+        if self.scheme == auto.NAME:
+            chosen, left_float = auto.choose(graph, chosen, context, self._wishes(), outcome)
+            totals.left_weights += left_float
         convolutions: list[onnx_ir.Node] = []
         others: list[tuple[onnx_ir.Node, str]] = []
         for node, reason in targets.others:
@@ -189,7 +241,7 @@ class Quantize(Pass):
         if (chosen or convolutions) and opset < _OLDEST_OPSET:
             raise UnsupportedError(
                 f"the model has opset {opset}, quantized weights need {_OLDEST_OPSET}",
-                where=_where(chosen[0][0]) if chosen else module_path(convolutions[0]),
+                where=where(chosen[0][0]) if chosen else module_path(convolutions[0]),
                 fix="convert the file to a newer opset first (onnx.version_converter)",
             )
         asked = self.method in _FITTED or self.keep_columns > 0 or self.outliers is not None
@@ -210,28 +262,28 @@ class Quantize(Pass):
             rounded: Rounded | None = None
             late: dict[str, Any] = {}
             if scheme.format != "int":
-                figures = _store(edit, weight, scheme, order)
+                figures = store(edit, weight, scheme, order)
                 totals.add(weight, figures)
                 outcome.count(RULE)
-                outcome.applied(_where(weight), f"{scheme}, rounded to nearest", **figures)
+                outcome.applied(where(weight), f"{scheme}, rounded to nearest", **figures)
                 continue
             if rounder is None or not any(weight is other for other in fitted):
-                tensors = _nearest(weight, scheme, late)
+                tensors = round_to_nearest(weight, scheme, late)
             elif (obstacle := rounder.obstacle(weight)) is not None:
-                outcome.missed(_where(weight), f"rounded to nearest: {obstacle}", weight=weight.value.name)
-                tensors = _nearest(weight, scheme, late)
+                outcome.missed(where(weight), f"rounded to nearest: {obstacle}", weight=weight.value.name)
+                tensors = round_to_nearest(weight, scheme, late)
             else:
                 context.progress(done, len(chosen), f"{method} {weight.value.name}")
-                keep = self.keep_columns if not keep_in or _matches(keep_in, weight) else 0
-                if keep and (why := _not_kept(weight, scheme)) is not None:
-                    outcome.missed(_where(weight), f"no columns are kept: {why}", weight=weight.value.name)
-                    keep = 0
+                columns = self.keep_columns if not keep_in or _matches(keep_in, weight) else 0
+                if columns and (why := _not_kept(weight, scheme)) is not None:
+                    outcome.missed(where(weight), f"no columns are kept: {why}", weight=weight.value.name)
+                    columns = 0
                 split = outliers.columns(weight) if outliers is not None and weight in by_token else ()
-                rounded = rounder.codes(weight, scheme, np.asarray(split) if len(split) else keep)
+                rounded = rounder.codes(weight, scheme, np.asarray(split) if len(split) else columns)
                 tensors = ready(rounded.codes, weight, scheme)
-            figures = _rewrite(edit, weight, scheme, tensors, order)
+            figures = rewrite(edit, weight, scheme, tensors, order)
             if rounded is not None:
-                figures |= rounded.figures | _keep(edit, weight, rounded, figures)
+                figures |= rounded.figures | keep(edit, weight, rounded, figures)
             totals.add(weight, figures)
             outcome.count(RULE)
             shared = f", shared by {len(weight.users)} nodes" if len(weight.users) > 1 else ""
@@ -239,7 +291,7 @@ class Quantize(Pass):
                 "" if scheme.bits == scheme.stored_bits else f", stored in {scheme.stored_bits}: no kernel takes fewer"
             )
             late |= figures
-            outcome.remarks.append(Remark("applied", _where(weight), f"{scheme}{shared}{kernel}", late))
+            outcome.remarks.append(Remark("applied", where(weight), f"{scheme}{shared}{kernel}", late))
         products = [n for weight, s in chosen if s.activations and s.activations.dynamic for n in weight.products]
         inputs = activations.quantize_inputs(edit, products, order, outliers)
         if outliers is not None and self.outliers is not None:
@@ -262,51 +314,6 @@ def _fine(scheme: Scheme) -> bool:
     return scheme.bits == 8 and scheme.group_size != PER_CHANNEL and scheme.activations is None
 
 
-def _where(weight: Weight) -> str:
-    return module_path((weight.users or [weight.readers[0][0]])[0])
-
-
-def _store(edit: Editor, weight: Weight, scheme: Scheme, order: Mapping[onnx_ir.Node, int]) -> dict[str, Any]:
-    """Store a weight in a format that is no integer."""
-    edit.at(min((node for node, _ in weight.readers), key=lambda node: order[node]), weight.users)
-    try:
-        restored, figures = formats.write(edit, weight, scheme)
-    except FloatingPointError as error:
-        where = f"weight {weight.value.name!r}"
-        raise ModelError(f"{error}", where=where, fix="exclude it, or repair the model") from error
-    _take_place(edit, weight, restored)
-    return figures
-
-
-def _take_place(edit: Editor, weight: Weight, restored: onnx_ir.Value) -> None:
-    """Let all readers of a weight read another value, and forget the weight."""
-    for node, index in weight.readers:
-        node.replace_input_with(index, restored)
-    if weight.value.is_initializer():
-        edit.drop_initializer(weight.value)
-    elif (constant := weight.value.producer()) is not None:
-        edit.sweep([constant])
-
-
-def _nearest(weight: Weight, scheme: Scheme, late: dict[str, Any]) -> Tensors:
-    """Codes, scales and zero points by rounding to nearest, when they are read; ``late`` then gets their noise."""
-    tensor = tensor_of(weight.value)
-    assert tensor is not None
-    turned, packed = weight.layout == "kn", packs(weight, scheme)
-
-    def compute() -> rtn.Codes:
-        array = tensor.numpy()
-        try:
-            codes = rtn.quantize(array, scheme, transposed=turned, packed=packed, precision=tensor.dtype.numpy())
-        except FloatingPointError as error:
-            where = f"weight {weight.value.name!r}"
-            raise ModelError(f"{error}", where=where, fix="exclude it, or repair the model") from error
-        late[WEIGHT_NOISE] = noise.weight_noise(array, codes, scheme, transposed=turned, packed=packed)
-        return codes
-
-    return deferred(compute, weight, scheme)
-
-
 def _matches(wanted: Sequence[selectors.Selector], weight: Weight) -> bool:
     return any(selectors.first(wanted, node) is not None for node in weight.users)
 
@@ -320,61 +327,3 @@ def _not_kept(weight: Weight, scheme: Scheme) -> str | None:
     if any(PRECISE in node.metadata_props for node in weight.products):
         return "it has 8 bits already"
     return None
-
-
-def _keep(edit: Editor, weight: Weight, rounded: Rounded, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the kept columns beside every product by a weight; figures for the report."""
-    if rounded.columns is None or rounded.kept is None:
-        return {}
-    for node in weight.products:
-        beside.columns(edit, node, rounded.columns, rounded.kept)
-    size = figures["bytes"] + rounded.kept.nbytes
-    return {
-        "kept_columns": len(rounded.columns),
-        "bytes": size,
-        "bits_per_weight": round(size * 8 / figures["weights"], 4),
-    }
-
-
-def _rewrite(
-    edit: Editor, weight: Weight, scheme: Scheme, tensors: Tensors, order: Mapping[onnx_ir.Node, int]
-) -> dict[str, Any]:
-    tensor = tensor_of(weight.value)
-    assert tensor is not None
-    n, k = weight.channels
-    anchor = min((node for node, _ in weight.readers), key=lambda node: order[node])
-    edit.at(anchor, weight.users)
-    codes, scales, zeros = tensors
-    name = weight.value.name or "weight"
-    axis = 1 if weight.layout == "nk" else 0
-    blocked = scheme.group_size != PER_CHANNEL
-    attributes: dict[str, int] = {"axis": axis if blocked else 1 - axis}
-    if blocked:
-        attributes["block_size"] = scheme.group_size
-    inputs = [
-        edit.initializer(codes, f"{name}.codes"),
-        edit.initializer(scales, f"{name}.scales"),
-        edit.initializer(zeros, f"{name}.zero_points"),
-    ]
-    new = edit.op(
-        "DequantizeLinear",
-        inputs,
-        attributes,
-        dtype=tensor.dtype,
-        shape=tensor.shape.numpy(),
-        hint=f"{name}.dequantize",
-    )
-    made = new.producer()
-    assert made is not None
-    made.meta[beside.ORIGINAL] = (tensor, weight.layout)
-    _take_place(edit, weight, new)
-    size = stored_bytes(n, k, scheme, int(tensor.dtype.itemsize))
-    return {
-        "weight": name,
-        "channels": n,
-        "weights": n * k,
-        "bits": scheme.bits,
-        "group_size": scheme.group(k),
-        "bytes": size,
-        "bits_per_weight": round(size * 8 / (n * k), 4),
-    }

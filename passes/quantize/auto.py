@@ -1,0 +1,322 @@
+"""``Quantize("auto", budget=...)``: the scheme of each product that makes the model fastest or smallest within a loss.
+
+What a scheme costs a product is measured: the time of its kernel on this machine, and the relative error of its outputs
+on the calibration inputs. How much the model loses for such an error differs by kind of layer, and is measured, too:
+each kind is rounded alone, and the outputs of the model compared. Losses of independent small errors add up, so the
+choice is a knapsack with one item of each group, which dynamic programming solves (Kellerer et al. 2004, section 11.5).
+A trial of the whole choice then corrects the estimate, and the problem is solved anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import onnx_ir
+
+from ...ir.errors import CalibrationError, UnsupportedError
+from ...ir.graph import Graph, tensor_of
+from ...ir.rewrite import Editor
+from ..base import Context, Outcome
+from ..precise import PRECISE
+from . import activations, formats, static
+from .knapsack import solve
+from .replace import nearest, rewrite, store
+from .scheme import NAMED, Scheme
+from .sensitivity import Losses, kind
+from .targets import Weight, find
+from .tensors import stored_bytes
+
+NAME = "auto"
+OBJECTIVES = ("time", "size")
+_DEFAULT = ("w8a16", "w4a16", "w8a8", "w8a8_static", "nf4")
+_FINE = replace(NAMED["w4a16"], group_size=32)
+_PROBE = NAMED["w4a16"]
+"""What a kind of layer is rounded by to see what its errors cost the model."""
+_KINDS = 12
+"""Kinds of layers that are tried one by one; with more, all count alike."""
+_ROUNDS = 3
+_SLOWER = 1.05
+"""A scheme that takes longer than float32 by more than this factor does not pay, even for its size."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asked for; see :class:`~.weights.Quantize`."""
+
+    budget: float
+    objective: str
+    prompt: int
+    generated: int | None
+    candidates: tuple[str, ...]
+    nearest: bool
+
+
+@dataclass
+class Unit:
+    """Products that get one scheme, because they share inputs and can be joined then.
+
+    Attributes:
+        weights: theirs.
+        schemes: that they can have; None is float32, and the first.
+        times: seconds of each.
+        sizes: bytes of each.
+        errors: relative squared error of their outputs by each as it will be rounded, weight by weight.
+        plain: the same by rounding to nearest.
+    """
+
+    weights: list[Weight]
+    schemes: list[Scheme | None] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    sizes: list[float] = field(default_factory=list)
+    errors: list[list[float]] = field(default_factory=list)
+    plain: list[list[float]] = field(default_factory=list)
+
+
+def choose(
+    graph: Graph, chosen: Sequence[tuple[Weight, Scheme]], context: Context, wishes: Wishes, outcome: Outcome
+) -> tuple[list[tuple[Weight, Scheme]], int]:
+    """Schemes of the weights that get one, and how many weights stay float.
+
+    Args:
+        graph: unchanged.
+        chosen: weights that may be quantized; an override's scheme is kept.
+        context: gives statistics, costs and trials.
+        wishes: of the user.
+        outcome: gets a remark for each scheme, and for what was refused.
+
+    Raises:
+        CalibrationError: there are no calibration inputs.
+        UnsupportedError: nothing can be measured for the target.
+    """
+    if not context.has_calibration or context.trial is None:
+        raise CalibrationError(
+            "the scheme 'auto' needs calibration inputs",
+            where="calibration=",
+            fix="pass calibration=batches, or --calibration FILE on the command line",
+        )
+    if context.cost is None:
+        raise UnsupportedError(
+            f"nothing can be measured for the target {context.target!r}",
+            where="Quantize",
+            fix='name a scheme, or compile for "onnxruntime"',
+        )
+    fixed = [(weight, scheme) for weight, scheme in chosen if scheme != NAMED["w4a16"] and not _raised(weight)]
+    free = [weight for weight, scheme in chosen if not any(weight is other for other, _ in fixed)]
+    units = _units([weight for weight in free if weight.products])
+    if not units:
+        outcome.missed("", "nothing was chosen: no product can be quantized")
+        return fixed, sum(weight.size for weight in free)
+    schemes = [*(NAMED[name] for name in wishes.candidates or _DEFAULT), *([] if wishes.candidates else [_FINE])]
+    measured = Losses(graph, [w for unit in units for w in unit.weights], context, plain=wishes.nearest)
+    for done, unit in enumerate(units):
+        context.progress(done, len(units), "measuring schemes")
+        _fill(unit, schemes, measured, context, wishes)
+    budget = math.log1p(wishes.budget) if context.decodes else wishes.budget**2
+    weights = _worth(units, context, measured)
+    factor = 1.0
+    picks: list[int] = []
+    found = 0.0
+    for _ in range(_ROUNDS):
+        losses = [[factor * _loss(errors, unit, weights) for errors in unit.errors] for unit in units]
+        costs = [unit.times if wishes.objective == "time" else unit.sizes for unit in units]
+        picks = solve(costs, losses, budget)
+        found = sum(losses[i][pick] for i, pick in enumerate(picks))
+        if not any(picks):
+            break
+        expected = sum(_loss(unit.plain[pick], unit, weights) for unit, pick in zip(units, picks, strict=True))
+        real = _try(context, {id(w): unit.schemes[pick] for unit, pick in zip(units, picks, strict=True)
+                              for w in unit.weights}, units, measured)  # fmt: skip
+        correction = min(max(real / max(expected, 1e-12), 0.2), 5.0)
+        settled = abs(correction / factor - 1) < 0.1
+        factor = correction
+        if settled:
+            break
+    _tell(outcome, units, picks, wishes, context, budget, found)
+    result = list(fixed)
+    left = sum(weight.size for weight in free if not weight.products)
+    for unit, pick in zip(units, picks, strict=True):
+        scheme = unit.schemes[pick]
+        if scheme is None:
+            left += sum(weight.size for weight in unit.weights)
+            continue
+        result += [(weight, _own(weight, scheme)) for weight in unit.weights]
+    return result, left
+
+
+def _raised(weight: Weight) -> bool:
+    return any(PRECISE in node.metadata_props for node in weight.products)
+
+
+def _own(weight: Weight, scheme: Scheme) -> Scheme:
+    """The scheme of a weight in a unit of it: one that a pass asked to keep precise has 8 bits."""
+    return NAMED["w8a16"] if _raised(weight) and scheme.bits < 8 else scheme
+
+
+def _units(weights: Sequence[Weight]) -> list[Unit]:
+    """Weights that are joined by a common input, in graph order."""
+    units: list[tuple[set[str], Unit]] = []
+    for weight in weights:
+        names = {node.inputs[0].name or "" for node in weight.products if node.inputs[0] is not None}
+        joined = [entry for entry in units if entry[0] & names and not (weight.tables or entry[1].weights[0].tables)]
+        if joined:
+            joined[0][0].update(names)
+            joined[0][1].weights.append(weight)
+        else:
+            units.append((names, Unit([weight])))
+    return [unit for _, unit in units]
+
+
+def _fill(unit: Unit, schemes: Sequence[Scheme], measured: Losses, context: Context, wishes: Wishes) -> None:
+    """Options of a unit."""
+    sizes = [weight.channels for weight in unit.weights]
+    tensors = [tensor_of(weight.value) for weight in unit.weights]
+    _add(unit, None, context, wishes, sum(t.nbytes for t in tensors if t is not None), [0.0] * len(sizes), None)
+    if not all(measured.knows(weight) for weight in unit.weights):
+        return
+    for scheme in schemes:
+        own = [_own(weight, scheme) for weight in unit.weights]
+        if any(_obstacle(weight, one) is not None for weight, one in zip(unit.weights, own, strict=True)):
+            continue
+        pairs = [measured.of(weight, one) for weight, one in zip(unit.weights, own, strict=True)]
+        size = sum(stored_bytes(n, k, one) for (n, k), one in zip(sizes, own, strict=True))
+        _add(unit, scheme, context, wishes, size, [a for a, _ in pairs], [b for _, b in pairs])
+
+
+def _obstacle(weight: Weight, scheme: Scheme) -> str | None:
+    if scheme.format != "int":
+        return formats.obstacle(weight)
+    return activations.obstacle(weight) if scheme.activations is not None else None
+
+
+def _add(
+    unit: Unit,
+    scheme: Scheme | None,
+    context: Context,
+    wishes: Wishes,
+    size: float,
+    errors: list[float],
+    plain: list[float] | None,
+) -> None:
+    time = sum(_time(weight, scheme, context, wishes) for weight in unit.weights)
+    if scheme is not None and wishes.objective == "size" and time > _SLOWER * unit.times[0]:
+        return
+    unit.schemes.append(scheme)
+    unit.times.append(time)
+    unit.sizes.append(size)
+    unit.errors.append(errors)
+    unit.plain.append(errors if plain is None else plain)
+
+
+def _time(weight: Weight, scheme: Scheme | None, context: Context, wishes: Wishes) -> float:
+    """Seconds that the products by a weight take for a prompt and what is decoded after it."""
+    assert context.cost is not None
+    n, k = weight.channels
+    generated = (wishes.prompt if wishes.generated is None else wishes.generated) if context.decodes else 0
+    seconds = context.cost(wishes.prompt, k, n, scheme)
+    if generated:
+        seconds += generated * context.cost(1, k, n, scheme)
+    return seconds * len(weight.products)
+
+
+def _loss(errors: Sequence[float], unit: Unit, worth: Mapping[str, float]) -> float:
+    return sum(error * worth[kind(weight)] for error, weight in zip(errors, unit.weights, strict=True))
+
+
+def _worth(units: Sequence[Unit], context: Context, measured: Losses) -> dict[str, float]:
+    """What the model loses for the relative error of one layer, by kind of layer."""
+    kinds: dict[str, list[Weight]] = {}
+    for unit in units:
+        for weight in unit.weights:
+            kinds.setdefault(kind(weight), []).append(weight)
+    groups = [(list(kinds), [w for members in kinds.values() for w in members])]
+    if len(kinds) <= _KINDS:
+        groups = [([name], members) for name, members in kinds.items()]
+    errors = {id(w): loss for unit in units for w, loss in zip(unit.weights, _probe_errors(unit), strict=True)}
+    result: dict[str, float] = {}
+    for done, (names, members) in enumerate(groups):
+        context.progress(done, len(groups), f"what errors cost in {', '.join(names)}")
+        lost = _try(context, {id(weight): _PROBE for weight in members}, units, measured)
+        total = sum(errors[id(weight)] for weight in members)
+        result.update(dict.fromkeys(names, max(lost, 1e-12) / max(total, 1e-12)))
+    return result
+
+
+def _probe_errors(unit: Unit) -> list[float]:
+    """Errors of the weights of a unit by rounding to nearest as the trials of kinds do."""
+    if _PROBE in unit.schemes:
+        return unit.plain[unit.schemes.index(_PROBE)]
+    return unit.plain[1] if len(unit.plain) > 1 else [1.0] * len(unit.weights)
+
+
+def _try(context: Context, schemes: Mapping[int, Scheme | None], units: Sequence[Unit], measured: Losses) -> float:
+    """What the model loses with some of its weights rounded to nearest."""
+    assert context.trial is not None
+    names = {
+        weight.value.name: _own(weight, scheme)
+        for unit in units
+        for weight in unit.weights
+        if (scheme := schemes.get(id(weight))) is not None
+    }
+
+    def change(copy: Graph) -> None:
+        edit = Editor(copy, "trial")
+        order = {node: i for i, node in enumerate(copy.graph)}
+        by_token: list[onnx_ir.Node] = []
+        for weight in find(copy).weights:
+            scheme = names.get(weight.value.name)
+            if scheme is None or weight.obstacle is not None:
+                continue
+            if scheme.format != "int":
+                store(edit, weight, scheme, order)
+                continue
+            rewrite(edit, weight, scheme, nearest(weight, scheme, {}), order)
+            if scheme.activations is not None and scheme.activations.dynamic:
+                by_token += weight.products
+            elif scheme.activations is not None:
+                static.read_through(edit, weight.products, lambda value: measured.span(value.name or ""), order)
+        activations.quantize_inputs(edit, by_token, order)
+
+    return context.trial(change)
+
+
+def _tell(
+    outcome: Outcome,
+    units: Sequence[Unit],
+    picks: Sequence[int],
+    wishes: Wishes,
+    context: Context,
+    budget: float,
+    found: float,
+) -> None:
+    counts: Counter[str] = Counter()
+    for unit, pick in zip(units, picks, strict=True):
+        counts[str(unit.schemes[pick] or "float32")] += len(unit.weights)
+    listed = "; ".join(f"{count} × {name}" for name, count in counts.most_common())
+    what = "perplexity × " if context.decodes else "relative error "
+    share = math.exp(found) if context.decodes else math.sqrt(max(found, 0.0))
+    before, after = (
+        sum(unit.times[pick] for unit, pick in zip(units, chosen, strict=True)) for chosen in ([0] * len(picks), picks)
+    )
+    outcome.applied(
+        "",
+        f"chosen for {wishes.objective} within the budget: {listed}; expected {what}{share:.3f}, "
+        f"products {after / before:.2f} of the time of float32",
+        expected_loss=found,
+        budget=budget,
+        time_ratio=round(after / before, 4),
+        **{name: count for name, count in counts.items()},
+    )
+    for scheme in [*(NAMED[name] for name in wishes.candidates or _DEFAULT), _FINE]:
+        if str(scheme) in counts:
+            continue
+        pairs = [(_time(w, scheme, context, wishes), _time(w, None, context, wishes))
+                 for unit in units for w in unit.weights if _obstacle(w, scheme) is None]  # fmt: skip
+        if not pairs:
+            outcome.skipped("", f"{scheme}: refused, no product can have it")
+            continue
+        ratio = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
+        why = "slower than float32" if ratio > 1 else "another scheme is better for the budget"
+        outcome.skipped("", f"{scheme}: refused, {why} ({ratio:.2f} of its time on this machine)", time_ratio=ratio)

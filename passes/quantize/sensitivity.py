@@ -1,0 +1,104 @@
+"""What rounding costs the outputs of a product, estimated from statistics of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir
+
+from ...ir.graph import Graph, module_path, tensor_of
+from ..base import Context
+from ..statistics import Hessian, Histogram, TokenSpan
+from . import formats, gptq, histogram, rtn
+from .calibrated import Calibrated
+from .rtn import Array
+from .scheme import PER_CHANNEL, Scheme
+from .targets import Weight
+
+_ROWS = 256
+"""Output channels of a matrix that are looked at."""
+
+
+def kind(weight: Weight) -> str:
+    """What a weight is in its block: the last part of its module's path, and its shape."""
+    name = module_path(weight.products[0]).rsplit(".", 1)[-1]
+    n, k = weight.channels
+    return f"{name.rstrip('0123456789_')} {n}x{k}" if "/" in name or not name else name
+
+
+class Losses:
+    """Relative squared errors of the outputs of products on the calibration inputs.
+
+    Args:
+        graph: as it is before any of the weights is replaced.
+        weights: of the products.
+        context: gives the statistics.
+        plain: all rounding is to nearest.
+
+    Raises:
+        CalibrationError: there are no calibration inputs, or they give no finite statistics.
+    """
+
+    def __init__(self, graph: Graph, weights: Sequence[Weight], context: Context, *, plain: bool) -> None:
+        self._known = [weight for weight in weights if Calibrated.obstacle(weight) is None]
+        inputs = [x for w in self._known for node in w.products if (x := node.inputs[0]) is not None]
+        values: list[onnx_ir.Value] = list(dict.fromkeys(inputs))
+        self._hessians = context.statistics(values, Hessian())
+        self._spans = context.statistics(values, TokenSpan())
+        self._histograms = context.statistics(values, Histogram())
+        self._rounder = None if plain else Calibrated(graph, self._known, context)
+        self._ratios: dict[tuple[str, Scheme], float] = {}
+
+    def knows(self, weight: Weight) -> bool:
+        """Whether anything is known of the inputs of a weight."""
+        return any(weight is other for other in self._known)
+
+    def span(self, name: str) -> histogram.Range:
+        """The range of a static quantization of an input."""
+        return histogram.choose(self._histograms[name], "minmax")
+
+    def of(self, weight: Weight, scheme: Scheme) -> tuple[float, float]:
+        """By rounding as it will be done, and to nearest."""
+        tensor, name = tensor_of(weight.value), weight.products[0].inputs[0]
+        assert tensor is not None and name is not None
+        array, key = tensor.numpy(), name.name or ""
+        matrix = rtn.as_float32(array.T if weight.layout == "kn" else array)
+        rows = matrix[np.linspace(0, len(matrix) - 1, min(len(matrix), _ROWS)).astype(int)]
+        hessian = self._hessians[key]
+        power = max(gptq.output_error(rows, hessian), 1e-30)
+        lost = gptq.output_error(_rounded(rows, scheme) - rows, hessian) / power
+        ratio = self._ratio(weight, scheme) if lost else 1.0
+        extra = 0.0
+        if scheme.activations is not None:
+            if scheme.activations.dynamic:
+                step = float(self._spans[key][0]) / 255**2 / 12
+            else:
+                step = histogram.expected_error(self._histograms[key], self.span(key))
+            extra = step * float((rows.astype(np.float64) ** 2).sum()) / power
+        return lost * ratio + extra, lost + extra
+
+    def _ratio(self, weight: Weight, scheme: Scheme) -> float:
+        """What second-order rounding leaves of the error, by one weight of each kind."""
+        fine = scheme.bits == 8 and scheme.group_size != PER_CHANNEL
+        if self._rounder is None or scheme.format != "int" or fine:
+            return 1.0
+        place = (kind(weight), replace(scheme, activations=None))
+        if place not in self._ratios:
+            figures = self._rounder.codes(weight, place[1]).figures
+            plain = figures["output_error_rtn"]
+            self._ratios[place] = min(figures["output_error"] / plain, 1.0) if plain else 1.0
+        return self._ratios[place]
+
+
+def _rounded(rows: Array, scheme: Scheme) -> Array:
+    if scheme.format == "nf4":
+        codes, scales = formats.nf4(rows, scheme.group(rows.shape[1]))
+        whole: Array = (formats.NF4[codes] * scales).reshape(len(rows), -1)[:, : rows.shape[1]]
+        return whole
+    if scheme.format == "fp8":
+        numbers, steps = formats.fp8(rows)
+        exact: Array = numbers.astype(np.float32) * steps[:, None]
+        return exact
+    return rtn.dequantize(rtn.quantize(rows, scheme), scheme, rows.shape[1])
