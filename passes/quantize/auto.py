@@ -37,7 +37,8 @@ _PROBE = NAMED["w4a16"]
 """What a kind of layer is rounded by to see what its errors cost the model."""
 _KINDS = 12
 """Kinds of layers that are tried one by one; with more, all count alike."""
-_ROUNDS = 3
+_ROUNDS = 5
+"""Choices that are tried at most."""
 _SLOWER = 1.05
 """A scheme that takes longer than float32 by more than this factor does not pay, even for its size."""
 
@@ -91,17 +92,17 @@ def choose(
         CalibrationError: there are no calibration inputs.
         UnsupportedError: nothing can be measured for the target.
     """
-    if not context.has_calibration or context.trial is None:
-        raise CalibrationError(
-            "the scheme 'auto' needs calibration inputs",
-            where="calibration=",
-            fix="pass calibration=batches, or --calibration FILE on the command line",
-        )
     if context.cost is None:
         raise UnsupportedError(
             f"nothing can be measured for the target {context.target!r}",
             where="Quantize",
             fix='name a scheme, or compile for "onnxruntime"',
+        )
+    if not context.has_calibration or context.trial is None:
+        raise CalibrationError(
+            "the scheme 'auto' needs calibration inputs",
+            where="calibration=",
+            fix="pass calibration=batches, or --calibration FILE on the command line",
         )
     fixed = [(weight, scheme) for weight, scheme in chosen if scheme != NAMED["w4a16"] and not _raised(weight)]
     free = [weight for weight, scheme in chosen if not any(weight is other for other, _ in fixed)]
@@ -116,24 +117,7 @@ def choose(
         _fill(unit, schemes, measured, context, wishes)
     budget = math.log1p(wishes.budget) if context.decodes else wishes.budget**2
     weights = _worth(units, context, measured)
-    factor = 1.0
-    picks: list[int] = []
-    found = 0.0
-    for _ in range(_ROUNDS):
-        losses = [[factor * _loss(errors, unit, weights) for errors in unit.errors] for unit in units]
-        costs = [unit.times if wishes.objective == "time" else unit.sizes for unit in units]
-        picks = solve(costs, losses, budget)
-        found = sum(losses[i][pick] for i, pick in enumerate(picks))
-        if not any(picks):
-            break
-        expected = sum(_loss(unit.plain[pick], unit, weights) for unit, pick in zip(units, picks, strict=True))
-        real = _try(context, {id(w): unit.schemes[pick] for unit, pick in zip(units, picks, strict=True)
-                              for w in unit.weights}, units, measured)  # fmt: skip
-        correction = min(max(real / max(expected, 1e-12), 0.2), 5.0)
-        settled = abs(correction / factor - 1) < 0.1
-        factor = correction
-        if settled:
-            break
+    picks, found = _search(units, weights, budget, context, wishes, measured)
     _tell(outcome, units, picks, wishes, context, budget, found)
     result = list(fixed)
     left = sum(weight.size for weight in free if not weight.products)
@@ -144,6 +128,39 @@ def choose(
             continue
         result += [(weight, _own(weight, scheme)) for weight in unit.weights]
     return result, left
+
+
+def _search(
+    units: Sequence[Unit],
+    worth: Mapping[str, float],
+    budget: float,
+    context: Context,
+    wishes: Wishes,
+    measured: Losses,
+) -> tuple[list[int], float]:
+    """The best choice whose trial keeps the budget, and what it is expected to lose; nothing if there is none."""
+    costs = [unit.times if wishes.objective == "time" else unit.sizes for unit in units]
+    fitted = [[_loss(errors, unit, worth) for errors in unit.errors] for unit in units]
+    best, least, lost = [0] * len(units), math.inf, 0.0
+    factor = 1.0
+    for _ in range(_ROUNDS):
+        picks = solve(costs, [[factor * loss for loss in losses] for losses in fitted], budget)
+        if not any(picks):
+            break
+        pairs = list(zip(units, picks, strict=True))
+        schemes = {id(weight): unit.schemes[pick] for unit, pick in pairs for weight in unit.weights}
+        plain = sum(_loss(unit.plain[pick], unit, worth) for unit, pick in pairs)
+        rounded = sum(losses[pick] for losses, pick in zip(fitted, picks, strict=True))
+        # The trial rounds to nearest; what comes out is rounded better by as much as the estimates say.
+        real = _try(context, schemes, units, measured) * rounded / max(plain, 1e-12)
+        cost = sum(prices[pick] for prices, pick in zip(costs, picks, strict=True))
+        if real <= budget and cost < least:
+            best, least, lost = picks, cost, real
+        if 0.85 * budget <= real <= budget:
+            break
+        # Aimed a little below the budget, so that the next choice keeps it.
+        factor = max(real / max(rounded, 1e-12), 1e-3) * (1.05 if real > budget else 1.0)
+    return best, lost
 
 
 def _raised(weight: Weight) -> bool:

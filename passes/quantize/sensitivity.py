@@ -71,9 +71,11 @@ class Losses:
         lost = gptq.output_error(_rounded(rows, scheme) - rows, hessian) / power
         ratio = self._ratio(weight, scheme) if lost else 1.0
         extra = 0.0
-        if scheme.activations is not None:
-            if scheme.activations.dynamic:
-                step = float(self._spans[key][0]) / 255**2 / 12
+        grouped = scheme.format == "int" and scheme.group_size != PER_CHANNEL
+        if scheme.activations is not None or grouped:
+            if grouped or (scheme.activations is not None and scheme.activations.dynamic):
+                # The kernel for weights in groups rounds its input, too, in parts of a token.
+                step = float(self._spans[key][0]) / 255**2 / 12 * (0.5 if grouped else 1)
             else:
                 step = histogram.expected_error(self._histograms[key], self.span(key))
             extra = step * float((rows.astype(np.float64) ** 2).sum()) / power

@@ -1,0 +1,129 @@
+"""The scheme of each product chosen by measurement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import burnish
+import pytest
+import torch
+from burnish.compiler.costs import FILE, Costs
+from burnish.compiler.report import Report
+from burnish.ir.errors import CalibrationError, OptionError, UnsupportedError
+from burnish.passes.quantize import Quantize
+from burnish.passes.quantize.scheme import NAMED
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.gate = torch.nn.Linear(256, 512), torch.nn.Linear(256, 512)
+        self.down = torch.nn.Linear(512, 256)
+        self.small = torch.nn.Linear(256, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.down(torch.nn.functional.silu(self.gate(x)) * self.up(x))
+        return torch.cat([x, self.small(x)], dim=-1)
+
+
+DATA = [torch.randn(64, 256, generator=torch.Generator().manual_seed(i)) for i in range(16)]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Measurements are taken once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def chosen(cache: Path, **options: Any) -> Report:
+    model = burnish.compile(
+        Net().eval(), (DATA[0],), dynamic_shapes=({0: torch.export.Dim("batch")},),
+        passes=[Quantize("auto", **options)], calibration=DATA[:12], evaluation=DATA[12:], cache=cache,
+    )  # fmt: skip
+    return model.report
+
+
+def reasons(report: Report) -> list[str]:
+    return [one.reason for _, one in report.remark_rows()]
+
+
+def test_the_budget_is_kept_and_used(cache: Path) -> None:
+    reports = {
+        budget: chosen(cache, budget=budget, objective="size", prompt=1, method="rtn") for budget in (0.01, 0.05, 0.2)
+    }
+    errors = {}
+    for budget, report in reports.items():
+        assert report.accuracy is not None
+        errors[budget] = 10 ** (-report.accuracy.signal_to_noise / 20)
+        assert errors[budget] < 1.15 * budget  # other inputs than those it was chosen on
+    assert errors[0.05] > 0.01
+    sizes = [report.weight_bytes for report in reports.values()]
+    assert sizes[0] > 1.5 * sizes[2] and sizes == sorted(sizes, reverse=True)
+
+
+def test_what_was_chosen_and_refused_is_told(cache: Path) -> None:
+    report = chosen(cache, budget=0.05, generated=0, prompt=64)
+    told = reasons(report)
+    assert any(reason.startswith("chosen for time within the budget: ") for reason in told)
+    (nf4,) = [reason for reason in told if reason.startswith("NF4, one scale per group of 64: refused")]
+    assert "of its time on this machine" in nf4
+
+
+def test_products_of_one_input_get_one_scheme(cache: Path) -> None:
+    report = chosen(cache, budget=0.1, objective="size", prompt=1)
+    bits = {one.layer: one.bits for one in report.layers}
+    assert bits["up"] == bits["gate"]
+
+
+def test_only_named_candidates(cache: Path) -> None:
+    report = chosen(cache, budget=0.3, objective="size", prompt=1, candidates=("w8a16",))
+    assert {one.bits for one in report.layers} == {8}
+
+
+def test_nothing_fits_a_tiny_budget(cache: Path) -> None:
+    report = chosen(cache, budget=1e-7)
+    assert report.layers == [] and report.weight_bytes == report.source_bytes
+
+
+def test_what_it_needs(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="needs calibration inputs"):
+        burnish.compile(Net().eval(), (DATA[0],), passes=[Quantize("auto", budget=0.1)])
+    with pytest.raises(UnsupportedError, match="nothing can be measured for the target 'onnx'"):
+        burnish.export(
+            Net().eval(), tmp_path / "m.onnx", (DATA[0],), passes="quantize(scheme=auto,budget=0.1)",
+            calibration=DATA[:2], target="onnx",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scheme": "auto"}, "needs a budget"),
+        ({"scheme": "auto", "budget": 0.0}, "needs a budget"),
+        ({"scheme": "w4a16", "budget": 0.1}, "a budget is for the scheme 'auto'"),
+        ({"scheme": "auto", "budget": 0.1, "objective": "speed"}, "objective='speed' is not known"),
+        ({"scheme": "auto", "budget": 0.1, "bits": 4}, "chooses bits and groups itself"),
+        ({"scheme": "auto", "budget": 0.1, "prompt": 0}, "numbers of tokens"),
+        ({"scheme": "auto", "budget": 0.1, "candidates": ("w5a16",)}, "unknown quantization scheme"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        Quantize(**options)
+
+
+def test_costs_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Costs(tmp_path / "kept", tmp_path)
+    plain, nf4 = first(4, 512, 512, None), first(4, 512, 512, NAMED["nf4"])
+    assert 0 < plain < nf4
+    assert (tmp_path / "kept" / FILE).exists() and not list(tmp_path.glob("cost.onnx*"))
+    second = Costs(tmp_path / "kept", tmp_path)
+    monkeypatch.setattr(Costs, "_measure", lambda *_: pytest.fail("measured again"))
+    assert second(4, 512, 512, None) == plain
+
+
+def test_a_damaged_table_is_measured_anew(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text("{")
+    assert Costs(tmp_path, tmp_path)(1, 64, 64, None) > 0
