@@ -60,7 +60,7 @@ def test_the_budget_is_kept_and_used(cache: Path) -> None:
         assert errors[budget] < 1.15 * budget  # other inputs than those it was chosen on
     assert errors[0.05] > 0.01
     sizes = [report.weight_bytes for report in reports.values()]
-    assert sizes[0] > 1.5 * sizes[2] and sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > 1.2 * sizes[2] and sizes == sorted(sizes, reverse=True)
 
 
 def test_what_was_chosen_and_refused_is_told(cache: Path) -> None:

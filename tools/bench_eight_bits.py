@@ -1,0 +1,197 @@
+"""Eight-bit weights and activations against float32 on ONNX Runtime: SmolLM2's prompts, MiniLM, YOLOv8n, PP-OCR.
+
+Speed of all in one run, a process a side; accuracy on data that nothing was calibrated on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ..backends.onnxruntime.session import Session
+from ..compiler.api import export
+from ..compiler.benchmark import Scenario, Side, benchmark, prefill
+from ..compiler.benchmark.machine import describe_machine
+from ..compiler.benchmark.onnx_side import find_model
+from ..compiler.benchmark.result import Result
+from ..compiler.progress import terminal_progress
+from .baseline import baseline_path, minilm_path
+from .bench_results import Check, write_results
+from .detections import Agreement, TextAgreement, boxes, photos
+from .fetch import model_path
+from .perplexity import file_logits, perplexity
+from .text import CORPORA, calibration_text, load_tokenizer, sentences, windows
+
+Array = np.ndarray[Any, Any]
+FLOAT = "float32"
+_IMAGE = {"yolov8n": 320, "ppocr_det": 640}
+
+
+class Encoder:
+    """MiniLM's tokenizer: its inputs out of text."""
+
+    def __init__(self) -> None:
+        self._fast = Tokenizer.from_file(str(model_path("minilm") / "tokenizer.json"))
+        self._fast.no_truncation()
+        self._fast.no_padding()
+
+    def feeds(self, ids: Sequence[int]) -> dict[str, Array]:
+        """One sequence."""
+        row = np.asarray([ids], np.int64)
+        return {"input_ids": row, "attention_mask": np.ones_like(row), "token_type_ids": np.zeros_like(row)}
+
+    def sentence(self, text: str) -> dict[str, Array]:
+        """A sentence with its special tokens."""
+        return self.feeds(self._fast.encode(text).ids)
+
+    def calibration(self, count: int = 32, length: int = 128) -> list[dict[str, Array]]:
+        """Stretches of the calibration text between the special tokens."""
+        ids = self._fast.encode(calibration_text()).ids
+        first, last = ids[0], ids[-1]
+        starts = np.linspace(1, len(ids) - length, count).astype(int)
+        return [self.feeds([first, *ids[start : start + length - 2], last]) for start in starts]
+
+
+def embeddings(path: Path, encoder: Encoder) -> Array:
+    """Normalized mean embeddings of 200 sentences: [200, hidden]."""
+    session = Session(find_model(path))
+    names = [spec.name for spec in session.inputs]
+    rows = []
+    for text in sentences():
+        feeds = encoder.sentence(text)
+        hidden = np.asarray(session.run({name: feeds[name] for name in names})[0])[0].mean(axis=0)
+        rows.append(hidden / np.linalg.norm(hidden))
+    return np.stack(rows)
+
+
+def encoders(work: Path, rounds: int, checks: list[Check]) -> dict[str, Any]:
+    """MiniLM."""
+    encoder = Encoder()
+    recipes = {
+        "default": "default",
+        "w8a8": "w8a8",
+        "w8a8 static": "w8a8_static",
+        "auto, error 0.05": "quantize(scheme=auto,budget=0.05,generated=0)",
+        "w4a16, groups of 32": "quantize(group_size=32),merge_products",
+    }
+    sides = [Side(FLOAT, str(minilm_path()))]
+    accuracy: dict[str, float] = {}
+    expected = embeddings(minilm_path(), encoder)
+    for name, passes in recipes.items():
+        folder = work / f"minilm-{list(recipes).index(name)}"
+        export(model_path("minilm"), folder, passes=passes, calibration=encoder.calibration(), overwrite=True)
+        sides.append(Side(name, str(folder)))
+        accuracy[name] = float((embeddings(folder, encoder) * expected).sum(axis=1).mean())
+        print(f"MiniLM {name}: cosine {accuracy[name]:.5f}", flush=True)
+    generator = np.random.default_rng(0)
+    inputs = {
+        "input_ids": generator.integers(1000, 30000, (8, 128)),
+        "attention_mask": np.ones((8, 128), np.int64),
+        "token_type_ids": np.zeros((8, 128), np.int64),
+    }
+    result = _measure(sides, [Scenario("call", "run")], rounds, inputs)
+    checks += [
+        Check("MiniLM w8a8: 1 - cosine on 200 sentences", 1 - accuracy["w8a8"], 0.002, ""),
+        Check("MiniLM w4a16, groups of 32: 1 - cosine", 1 - accuracy["w4a16, groups of 32"], 0.005, ""),
+        Check("MiniLM w8a8: time of 8 x 128 against float32", result.ratio("call", "w8a8"), 1 / 3, "×"),
+        Check("MiniLM auto: time of 8 x 128 against float32", result.ratio("call", "auto, error 0.05"), 1 / 3, "×"),
+    ]
+    return result.to_json() | {"cosine": accuracy}
+
+
+def detectors(work: Path, rounds: int, checks: list[Check]) -> dict[str, Any]:
+    """YOLOv8n and the PP-OCR detector."""
+    found: dict[str, Any] = {}
+    for name, size in _IMAGE.items():
+        images = photos(model_path("photos"), size)
+        if name == "ppocr_det":
+            images = [(image - 0.5) / 0.5 for image in images]
+        original, file = model_path(name), work / f"{name}-static.onnx"
+        key = Session(original).inputs[0].name
+        export(
+            original, file, passes="quantize(scheme=w8a8_static)", calibration=[{key: i} for i in images[::2]],
+            overwrite=True, cache=False,
+        )  # fmt: skip
+        agreement = _agreement(name, original, file, key, images[1::2])
+        sides = [Side(FLOAT, str(original)), Side("static", str(file))]
+        result = _measure(sides, [Scenario("call", "run")], rounds, {key: images[1]})
+        print(f"{name}: {agreement}", flush=True)
+        checks.append(Check(f"{name} static: time against float32", result.ratio("call", "static"), 1 / 1.5, "×"))
+        checks.append(Check(f"{name} static: 1 - overlap of detections", 1 - agreement["overlap"], 0.1, ""))
+        found[name] = result.to_json() | {"agreement": agreement}
+    return found
+
+
+def _agreement(name: str, original: Path, file: Path, key: str, images: Sequence[Array]) -> dict[str, float]:
+    one, other = Session(original), Session(file)
+    found: Agreement | TextAgreement = Agreement() if name == "yolov8n" else TextAgreement()
+    for image in images:
+        a, b = (np.asarray(session.run({key: image})[0]) for session in (one, other))
+        if isinstance(found, Agreement):
+            found.add(boxes(a), boxes(b))
+        else:
+            found.add(a, b)
+    return found.figures()
+
+
+def decoders(work: Path, rounds: int, checks: list[Check]) -> dict[str, Any]:
+    """SmolLM2's prompts."""
+    encode = load_tokenizer(model_path("smollm2"))
+    calibration = [{"input_ids": row[None]} for row in windows(encode, calibration_text(), 32)]
+    recipes = {"w8a8": "w8a8", "w8a8 static": "w8a8_static"}
+    sides = [Side(FLOAT, str(baseline_path()))]
+    for name, passes in recipes.items():
+        folder = work / f"smollm2-eight-{list(recipes).index(name)}"
+        export(model_path("smollm2"), folder, passes=passes, calibration=calibration, overwrite=True)
+        sides.append(Side(name, str(folder)))
+    texts = {name: windows(encode, text(), 8) for name, text in CORPORA.items()}
+    perplexities = {
+        side.name: {name: perplexity(file_logits(side.source), ids) for name, ids in texts.items()} for side in sides
+    }
+    scenarios = [prefill(128), prefill(512)]
+    result = _measure(sides, scenarios, rounds, None)
+    for scenario in scenarios:
+        label = f"SmolLM2 w8a8: {scenario.name} against float32"
+        checks.append(Check(label, result.ratio(scenario.name, "w8a8"), 1 / 2.7, "×"))
+    ratio = perplexities["w8a8"]["held-out"] / perplexities[FLOAT]["held-out"]
+    checks.append(Check("SmolLM2 w8a8: perplexity against float32", ratio, 1.01, "×"))
+    return result.to_json() | {"perplexity": perplexities}
+
+
+def _measure(
+    sides: Sequence[Side], scenarios: Sequence[Scenario], rounds: int, inputs: Mapping[str, Array] | None
+) -> Result:
+    with terminal_progress() as progress:
+        result = benchmark(*sides, scenarios=scenarios, inputs=inputs, rounds=rounds, progress=progress)
+    print(result, flush=True)
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and write ``eight_bits.json``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m burnish.tools.bench_eight_bits", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", choices=["encoders", "detectors", "decoders"], help="one part")
+    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where compiled models go")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks"), help="where eight_bits.json goes")
+    options = parser.parse_args(arguments)
+    options.work.mkdir(parents=True, exist_ok=True)
+    checks: list[Check] = []
+    parts = {"encoders": encoders, "detectors": detectors, "decoders": decoders}
+    found = {
+        name: part(options.work, options.rounds, checks) for name, part in parts.items() if options.only in (None, name)
+    }
+    results = {**found, "checks": [check.to_json() for check in checks], "machine": describe_machine()}
+    return write_results(options.out / "eight_bits.json", results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
