@@ -14,8 +14,9 @@ from ..backends.onnxruntime.lower import lower
 from ..backends.onnxruntime.session import Session
 from ..backends.onnxruntime.writer import write
 from ..ir.graph import Graph
+from ..ir.noise import decibels
 from ..ir.signature import DecoderSpec
-from .figures import Accuracy, decibels
+from .figures import Accuracy
 from .inputs import Array, as_numpy
 from .statistics import Batches
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 
 from ..backends.onnxruntime.check import asked, check_running
@@ -32,14 +31,13 @@ from ..ir.errors import (
 )
 from ..ir.remarks import Remark
 from ..ir.signature import Signature
-from ..passes.base import Context, Pass, Stage
+from ..passes.base import Pass
 from ..passes.spec import Passes, check_order, format_pass, implied, parse
-from .accuracy import AccuracyCheck, Trials
 from .artifact import MANIFEST_KEY, MODEL_FILE, REPORT_KEY, Manifest, data_file, record, stamp
 from .cache import Cache, cacheable, digest_graph, digest_path, key_of, open_cache
 from .calibration import DataFile, digest_inputs
-from .costs import Costs
-from .inputs import PAST, Calibration, made_up
+from .checks import accuracy_check, numerics_check, pass_context
+from .inputs import Calibration
 from .measure import measure, node_count, weight_count
 from .phases import add_generation, add_prefill
 from .pipeline import Callback, PassRecord, Verify, check_mode, run_passes
@@ -49,7 +47,7 @@ from .requirements import oldest_runtime
 from .source import Source
 from .statistics import Statistics, on_random_tokens
 from .storage import write_manifest, writing
-from .verification import NumericsCheck, StructureCheck
+from .verification import StructureCheck
 
 _BACKENDS = ("auto", "onnxruntime")
 _LATER = ("triton", "reference")
@@ -57,8 +55,6 @@ _CHECKED_SIZE = 512 << 20
 """Files up to this many bytes are opened once more after they are written: opening costs time and memory."""
 _SHARED_SIZE = 1 << 20
 """A decoder with more bytes of weights keeps them in a file that its graphs share."""
-_COMPARED_SIZE = 4 << 30
-"""Models up to this many bytes of weights are run as they came, to compare outputs."""
 _PACKAGES = ("burnish", "torch", "onnx", "onnx-ir", "onnxruntime", "transformers", "numpy")
 
 
@@ -280,7 +276,7 @@ def _compile(
         why = "how far an approximate pass changes the outputs was not measured: no calibration inputs were given"
         remarks.append(Remark("skipped", "", why))
     if how.verify == "numerics" or (approximate and calibration is not None):
-        numerics, said = _numerics(source, imported, calibration, how, empty=changing)
+        numerics, said = numerics_check(source, imported, calibration, how.passes, how.target, empty=changing)
         remarks += said
         callbacks.append(numerics)
     path = folder / MODEL_FILE
@@ -291,9 +287,11 @@ def _compile(
         if calibration is not None:
             observe = stack.enter_context(Statistics(graph, calibration, folder.parent, progress, cache=store))
         random = on_random_tokens(stack, imported, graph, folder.parent, progress)
-        context = _context(stack, imported, how, calibration, folder.parent, store, progress)
+        context = pass_context(stack, imported, how.target, calibration, folder.parent, store, progress)
         context = replace(context, observe=observe, observe_made_up=random)
-        accuracy = _accuracy_check(stack, imported, how, calibration, folder.parent, remarks)
+        accuracy = accuracy_check(
+            stack, imported, how.passes, how.evaluation, how.verify, how.target, calibration, folder.parent, remarks
+        )
         if accuracy is not None:
             with _timed(seconds, "original"):
                 accuracy.begin(graph)
@@ -416,78 +414,6 @@ def _check_operators(path: Path, expected: dict[str, int], verify: Verify) -> li
         reason = "not opened to count the operators that run: the file is large; verify='numerics' does it"
         return [Remark("skipped", "", reason, {"bytes": size})]
     return check_running(path, expected) if expected else []
-
-
-def _context(
-    stack: contextlib.ExitStack,
-    imported: Imported,
-    how: Recipe,
-    calibration: Calibration | None,
-    workspace: Path,
-    store: Cache | None,
-    progress: Progress,
-) -> Context:
-    """What passes may ask for besides statistics."""
-    decodes = imported.decoder is not None
-    if how.target != "onnxruntime":
-        return Context(how.target, calibration, progress, decodes=decodes)
-    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".costs-", suffix=".tmp", dir=workspace)))
-    trial = None
-    if calibration is not None:
-        trial = Trials(imported.graph, calibration, imported.decoder, workspace)
-        stack.callback(trial.close)
-    costs = Costs(None if store is None else store.folder, scratch)
-    return Context(how.target, calibration, progress, cost=costs, trial=trial, decodes=decodes)
-
-
-def _accuracy_check(
-    stack: contextlib.ExitStack,
-    imported: Imported,
-    how: Recipe,
-    calibration: Calibration | None,
-    workspace: Path,
-    remarks: list[Remark],
-) -> AccuracyCheck | None:
-    """Compares outputs on the user's inputs where a pass may change them: on those for it, else for calibration."""
-    lossy = any(item.stage > Stage.RECOVER for item in how.passes)
-    inputs = calibration
-    if how.evaluation is not None:
-        inputs = Calibration(how.evaluation, imported.signature, imported.decoder)
-    if inputs is None or how.target != "onnxruntime" or how.verify == "off" or not (lossy or how.evaluation):
-        return None
-    reason = None
-    if imported.source_size > _COMPARED_SIZE:
-        reason = "the model is too large to be run whole as it came"
-    elif any(item.changes_inputs for item in how.passes):
-        reason = "a pass changed the types of its inputs"
-    if reason is not None:
-        remarks.append(Remark("skipped", "", f"outputs were not compared with those of the model as it came: {reason}"))
-        return None
-    check = AccuracyCheck(inputs, how.evaluation is not None, imported.decoder, workspace)
-    stack.callback(check.close)
-    return check
-
-
-def _numerics(
-    source: Source, imported: Imported, calibration: Calibration | None, how: Recipe, empty: bool
-) -> tuple[NumericsCheck, list[Remark]]:
-    """Compares numbers on the user's example, else on two of the calibration inputs, else on made-up ones.
-
-    How far an approximate pass is off is a question of real inputs: there the calibration inputs come first.
-    """
-    target = how.target
-    real = calibration is not None and any(item.approximate for item in how.passes)
-    if source.example is not None and not real:
-        return NumericsCheck([imported.signature.flatten(*source.example)], target), []
-    if calibration is not None:
-        return NumericsCheck([feeds for feeds, _ in zip(calibration, range(2), strict=False)], target), []
-    feeds = [made_up(imported.signature.inputs, imported.decoder)]
-    if empty:  # zeros are zeros in any type
-        feeds = [{k: np.zeros_like(v) if k.startswith(PAST) else v for k, v in item.items()} for item in feeds]
-    remark = Remark(
-        "applied", "", "numbers were compared on random inputs: no example or calibration inputs were given"
-    )
-    return NumericsCheck(feeds, target, made_up=True), [remark]
 
 
 def _pass_report(item: PassRecord) -> PassReport:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..passes.quantize.noise import decibels
-
-__all__ = ["Accuracy", "decibels"]
-
 
 @dataclass(frozen=True)
 class Accuracy:

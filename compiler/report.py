@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import ArtifactError, OutputError
+from ..ir.noise import OUTPUT_NOISE, WEIGHT_NOISE
 from ..ir.remarks import Kind, Remark
-from ..passes.quantize.noise import OUTPUT_NOISE, WEIGHT_NOISE
 from .figures import Accuracy
 
 if TYPE_CHECKING:

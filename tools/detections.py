@@ -47,6 +47,19 @@ def photos(folder: Path, size: int) -> list[Array]:
     return found
 
 
+def crops(image: Array, size: int, count: int = 12) -> list[Array]:
+    """Pieces of an image [1, 3, height, width] of several sizes and places, nearest pixels, [1, 3, size, size]."""
+    generator = np.random.default_rng(0)
+    height, width = image.shape[2:]
+    found = []
+    for share in np.linspace(0.55, 0.95, count):
+        tall, wide = int(height * share), int(width * share)
+        top, left = generator.integers(0, height - tall + 1), generator.integers(0, width - wide + 1)
+        rows, columns = top + np.arange(size) * tall // size, left + np.arange(size) * wide // size
+        found.append(np.ascontiguousarray(image[:, :, rows][:, :, :, columns]))
+    return found
+
+
 def overlap(a: Array, b: Array) -> Array:
     """Intersection over union of boxes [n, 4] and [m, 4] by corners: [n, m]."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])

@@ -11,10 +11,10 @@ import onnx_ir
 
 from ...ir.errors import CalibrationError, ModelError
 from ...ir.graph import Graph, tensor_of
+from ...ir.noise import OUTPUT_NOISE, WEIGHT_NOISE, decibels
 from ..base import Context
 from ..statistics import Hessian
 from . import beside, columns, gptq, learned, ranges, refine, rtn
-from .noise import OUTPUT_NOISE, WEIGHT_NOISE, decibels
 from .rtn import Array, Codes
 from .scheme import Scheme
 from .targets import Weight

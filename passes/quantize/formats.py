@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir
 
 from ...ir.graph import tensor_of
+from ...ir.noise import WEIGHT_NOISE, decibels
 from ...ir.rewrite import Editor
-from .noise import WEIGHT_NOISE, decibels
 from .rtn import Array, as_float32, pack
 from .scheme import Scheme
 from .targets import Weight

@@ -1,25 +1,15 @@
-"""How much rounding disturbs: ratios of signal to noise."""
+"""How much rounding disturbs the weights of a matrix."""
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
+from ...ir.noise import decibels
 from .rtn import Array, Codes, as_float32, dequantize
 from .scheme import Scheme
 
-WEIGHT_NOISE, OUTPUT_NOISE = "weight_signal_to_noise", "output_signal_to_noise"
-"""Names of these figures, in dB, among the values of a remark."""
 _ROWS = 256
 """Output channels of a matrix that are looked at: as many as say enough about all."""
-
-
-def decibels(power: float, lost: float) -> float:
-    """Ratio of signal to noise in dB, at most 200: beyond, numbers of float32 are the same."""
-    if lost <= power * 1e-20:
-        return 200.0
-    return round(10 * math.log10(power / lost), 2) if power > 0 else 0.0
 
 
 def weight_noise(weights: Array, codes: Codes, scheme: Scheme, *, transposed: bool, packed: bool) -> float:

@@ -9,10 +9,10 @@ import onnx_ir
 
 from ...ir.errors import ModelError
 from ...ir.graph import module_path, tensor_of
+from ...ir.noise import WEIGHT_NOISE
 from ...ir.rewrite import Editor
 from . import beside, formats, noise, rtn
 from .calibrated import Rounded
-from .noise import WEIGHT_NOISE
 from .scheme import PER_CHANNEL, Scheme
 from .targets import Weight
 from .tensors import Tensors, deferred, packs, stored_bytes

@@ -66,7 +66,8 @@ class Quantize(Pass):
             a thin product beside it (OWQ, Lee et al. 2024); calibration inputs are needed.
         keep_in: selectors of the products that keep columns; all if empty.
         ranges: how the range of a static quantization of activations is chosen: ``"minmax"``, ``"mse"``, ``"kl"`` or
-            ``"percentile"``; ``"auto"`` is ``"minmax"`` for products and ``"mse"`` for convolutions.
+            ``"percentile"``; ``"auto"`` keeps 99.999 % between
+            convolutions, and all elsewhere.
         outliers: with activations quantized by token and weights by channel, input channels that exceed this magnitude
             on the calibration inputs stay in floating point (LLM.int8(), Dettmers et al. 2022, which uses 6).
         budget: with the scheme ``"auto"``, which chooses a scheme for each product (or leaves it float): how much the
@@ -237,6 +238,10 @@ class Quantize(Pass):
                     convolutions.append(node)
                     continue
             others.append((node, left or reason))
+        if len(convolutions) > 1:
+            answers = static.last(graph, convolutions)
+            convolutions = [node for node in convolutions if node not in answers]
+            others += [(node, "the last convolution before an output computes in floating point") for node in answers]
         opset = graph.opset_imports.get("", 1)
         if (chosen or convolutions) and opset < _OLDEST_OPSET:
             raise UnsupportedError(

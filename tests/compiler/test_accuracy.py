@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from burnish.compiler.accuracy import Comparison
-from burnish.compiler.figures import decibels
 from burnish.compiler.plots import frontier, plot_frontier
 from burnish.compiler.report import Report
 from burnish.ir.errors import OutputError, UnsupportedError
+from burnish.ir.noise import decibels
 
 RANDOM = np.random.default_rng(0)
 

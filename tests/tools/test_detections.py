@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from burnish.tools.detections import Agreement, Found, TextAgreement, boxes, overlap, photos
+from burnish.tools.detections import Agreement, Found, TextAgreement, boxes, crops, overlap, photos
 
 
 def found(*rows: tuple[float, float, float, float, float, int]) -> Found:
@@ -54,6 +54,13 @@ def test_maps_of_text() -> None:
     total.add(np.array([[0.9, 0.1, 0.5]]), np.array([[0.8, 0.1, 0.1]]))
     figures = total.figures()
     assert figures["overlap"] == 0.5 and figures["score_difference"] == pytest.approx(0.5 / 3)
+
+
+def test_crops() -> None:
+    image = np.random.default_rng(0).random((1, 3, 40, 50)).astype(np.float32)
+    found = crops(image, 16, 5)
+    assert len(found) == 5 and all(one.shape == (1, 3, 16, 16) for one in found)
+    assert set(found[0].ravel()) <= set(image.ravel())
 
 
 def test_photos_are_read_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,105 @@
+"""What a compilation measures besides rewriting: for its passes, and of its outputs beside the original's."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..frontends.imported import Imported
+from ..ir.remarks import Remark
+from ..passes.base import Context, Pass, Stage
+from .accuracy import AccuracyCheck, Trials
+from .cache import Cache
+from .costs import Costs
+from .inputs import PAST, Calibration, made_up
+from .pipeline import Verify
+from .progress import Progress
+from .source import Source
+from .verification import NumericsCheck
+
+_COMPARED_SIZE = 1 << 30
+"""Models up to this many bytes of weights are run as they came, to compare outputs."""
+
+
+def pass_context(
+    stack: contextlib.ExitStack,
+    imported: Imported,
+    target: str,
+    calibration: Calibration | None,
+    workspace: Path,
+    store: Cache | None,
+    progress: Progress,
+) -> Context:
+    """What passes may ask for besides statistics."""
+    decodes = imported.decoder is not None
+    if target != "onnxruntime":
+        return Context(target, calibration, progress, decodes=decodes)
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".costs-", suffix=".tmp", dir=workspace)))
+    trial = None
+    if calibration is not None:
+        trial = Trials(imported.graph, calibration, imported.decoder, workspace)
+        stack.callback(trial.close)
+    costs = Costs(None if store is None else store.folder, scratch)
+    return Context(target, calibration, progress, cost=costs, trial=trial, decodes=decodes)
+
+
+def accuracy_check(
+    stack: contextlib.ExitStack,
+    imported: Imported,
+    passes: Sequence[Pass],
+    evaluation: Iterable[Any] | None,
+    verify: Verify,
+    target: str,
+    calibration: Calibration | None,
+    workspace: Path,
+    remarks: list[Remark],
+) -> AccuracyCheck | None:
+    """Compares outputs on the user's inputs where a pass may change them: on those for it, else for calibration."""
+    lossy = any(item.stage > Stage.RECOVER for item in passes)
+    inputs = calibration
+    if evaluation is not None:
+        inputs = Calibration(evaluation, imported.signature, imported.decoder)
+    if inputs is None or target != "onnxruntime" or verify == "off" or not (lossy or evaluation):
+        return None
+    reason = None
+    if imported.source_size > _COMPARED_SIZE:
+        reason = "the model is too large to be run whole as it came"
+    elif any(item.changes_inputs for item in passes):
+        reason = "a pass changed the types of its inputs"
+    if reason is not None:
+        remarks.append(Remark("skipped", "", f"outputs were not compared with those of the model as it came: {reason}"))
+        return None
+    check = AccuracyCheck(inputs, evaluation is not None, imported.decoder, workspace)
+    stack.callback(check.close)
+    return check
+
+
+def numerics_check(
+    source: Source,
+    imported: Imported,
+    calibration: Calibration | None,
+    passes: Sequence[Pass],
+    target: str,
+    empty: bool,
+) -> tuple[NumericsCheck, list[Remark]]:
+    """Compares numbers on the user's example, else on two of the calibration inputs, else on made-up ones.
+
+    How far an approximate pass is off is a question of real inputs: there the calibration inputs come first.
+    """
+    real = calibration is not None and any(item.approximate for item in passes)
+    if source.example is not None and not real:
+        return NumericsCheck([imported.signature.flatten(*source.example)], target), []
+    if calibration is not None:
+        return NumericsCheck([feeds for feeds, _ in zip(calibration, range(2), strict=False)], target), []
+    feeds = [made_up(imported.signature.inputs, imported.decoder)]
+    if empty:  # zeros are zeros in any type
+        feeds = [{k: np.zeros_like(v) if k.startswith(PAST) else v for k, v in item.items()} for item in feeds]
+    remark = Remark(
+        "applied", "", "numbers were compared on random inputs: no example or calibration inputs were given"
+    )
+    return NumericsCheck(feeds, target, made_up=True), [remark]
