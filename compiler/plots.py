@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ def _height(layer: LayerError) -> float:
 def plot_frontier(
     points: Sequence[tuple[str, float, float]], path: Path, *, x: str, y: str, log_x: bool = False
 ) -> None:
-    """Recipes by cost and loss; those that no other beats in both are joined.
+    """Recipes by cost and loss; those that no other beats in both are joined and numbered, with their names beside.
 
     Args:
         points: name, cost (size or time) and loss of each recipe.
@@ -61,14 +62,16 @@ def plot_frontier(
     rest = [one for one in points if one not in best]
     axes.plot([one[1] for one in rest], [one[2] for one in rest], "o", color=_FIRST, ms=5)
     axes.plot([one[1] for one in best], [one[2] for one in best], "o-", color=_SECOND, ms=6, lw=1)
-    for name, cost, loss in points:
-        axes.annotate(name, (cost, loss), fontsize=6.5, color=_INK, textcoords="offset points", xytext=(5, 3))
+    for number, (_, cost, loss) in enumerate(best, 1):
+        axes.annotate(str(number), (cost, loss), fontsize=8, color=_INK, textcoords="offset points", xytext=(5, 4))
+    names = "\n".join(f"{number}  {textwrap.fill(one[0], 44)}" for number, one in enumerate(best, 1))
+    axes.text(1.02, 1, names, transform=axes.transAxes, fontsize=8, color=_INK, va="top")
     axes.set_yscale("log")
     if log_x:
         axes.set_xscale("log")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.margins(x=0.18, y=0.1)
+    axes.margins(x=0.06, y=0.1)
     _save(figure, path)
 
 

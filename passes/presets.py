@@ -29,7 +29,8 @@ PRESETS: dict[str, Preset] = {
         "Weights in 8 bits, groups of 64, activations in floating point.",
     ),
     "w8a8": Preset(
-        "canonicalize,recover,smoothquant(only_calibrated=true),quantize(scheme=w8a8),merge_products",
+        "canonicalize,recover,rotate(only_calibrated=true),smoothquant(only_calibrated=true),quantize(scheme=w8a8),"
+        "merge_products",
         "Weights in 8 bits per channel, activations in 8 bits per token; with data smoothed and rounded by GPTQ.",
     ),
     "w8a8_static": Preset(

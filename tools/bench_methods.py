@@ -21,6 +21,7 @@ import numpy as np
 
 from ..compiler.api import export
 from ..compiler.benchmark.machine import describe_machine
+from ..compiler.plots import plot_frontier
 from ..ir.errors import ModelError
 from .bench_results import Check, fill, method_table, write_results
 from .fetch import model_path
@@ -103,6 +104,7 @@ RECIPES: dict[str, Recipe] = {
     "W8A8 static, SmoothQuant 0.5 + RTN": Recipe(f"smoothquant,{_STATIC}"),
     "W8A8 static, SmoothQuant searched + RTN": Recipe(f"smoothquant(alpha=search),{_STATIC}"),
     STATIC_SMOOTH: Recipe(f"smoothquant(alpha=0.8),{_STATIC}"),
+    "auto for size, perplexity + 9 %": Recipe("rotate,quantize(scheme=auto,objective=size,budget=0.09)"),
     "W8A8 static, SmoothQuant 0.8 + GPTQ": Recipe("smoothquant(alpha=0.8),quantize(scheme=w8a8_static)"),
 }
 """Rows by name, in the order of the table."""
@@ -224,6 +226,17 @@ def best_of(rows: Mapping[str, Any], start: str) -> str:
     return min(names, key=lambda name: float(rows[name]["perplexity"]), default="")
 
 
+def draw(rows: Mapping[str, Any], path: Path) -> None:
+    """Recipes by bits per weight and divergence from float32, those of sensible size and loss."""
+    points = [
+        (name, row["bits_per_weight"], row["divergence"])
+        for name, row in rows.items()
+        if 0 < row["divergence"] < 1 and row["bits_per_weight"] < 10
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plot_frontier(points, path, x="bits per weight, all weights", y="KL divergence from float32, nats")
+
+
 def _chosen(name: str, only: str) -> bool:
     return name == only if only in RECIPES else only in name
 
@@ -267,6 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failed = write_results(path, results | {"machine": describe_machine()})
     if options.out != ROOT / "benchmarks":
         return failed
+    draw(kept, ROOT / "docs" / "images" / "methods.svg")
     document = ROOT / "docs" / "quantization.md"
     table = method_table(json.loads(path.read_text(encoding="utf-8")))
     document.write_text(fill(document.read_text(encoding="utf-8"), {"methods": table}), encoding="utf-8")
