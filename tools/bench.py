@@ -11,11 +11,20 @@ import json
 import sys
 from pathlib import Path
 
-from . import bench_attention, bench_decoder, bench_files, bench_frontend, bench_generation, bench_scale
+from . import (
+    bench_attention,
+    bench_decoder,
+    bench_eight_bits,
+    bench_files,
+    bench_frontend,
+    bench_generation,
+    bench_scale,
+)
 from .bench_results import (
     attention_table,
     checks_table,
     decoder_table,
+    eight_bits_table,
     files_table,
     fill,
     frontend_table,
@@ -35,15 +44,18 @@ def render(results: Path, documents: Path) -> None:
         json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in names
     )
     rivals = json.loads((results / "rivals.json").read_text(encoding="utf-8"))
-    generation, attention = (
-        json.loads((results / f"{name}.json").read_text(encoding="utf-8")) for name in ("generation", "attention")
+    generation, attention, eight = (
+        json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("generation", "attention", "eight_bits")
     )
     blocks = {"decoder": decoder_table(decoder), "machine": machine_line(decoder)}
     more = blocks | {
         "files": files_table(files),
         "frontend": frontend_table(frontend),
         "scale": scale_table(scale),
-        "checks": checks_table(decoder, files, frontend, scale, generation, attention),
+        "eight bits": eight_bits_table(eight),
+        "eight bits machine": machine_line(eight),
+        "checks": checks_table(decoder, files, frontend, scale, generation, attention, eight),
     }
     for kind in ("decoders", "encoders"):
         more |= {f"rival {kind}": rival_table(rivals[kind])}
@@ -70,6 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         failed += bench_decoder.main(["--rounds", str(options.rounds), *places])
         failed += bench_generation.main(places)
         failed += bench_attention.main(places)
+        failed += bench_eight_bits.main(places)
         failed += bench_files.main(["--rounds", str(options.rounds), *places])
         failed += bench_frontend.main(["--out", str(ROOT / "benchmarks")])
         failed += bench_scale.main([*places, *(["--large"] if options.large else [])])

@@ -190,6 +190,38 @@ def method_table(results: Mapping[str, Any]) -> str:
     return _table(head, cells)
 
 
+def eight_bits_table(results: Mapping[str, Any]) -> str:
+    """Markdown table of ``eight_bits.json``: a row a model and recipe, with its time and how near it stays to float32."""
+    rows = []
+    titles = {"encoders": "MiniLM, 8 × 128", "decoders": "SmolLM2"}
+    parts = {titles[name]: results[name] for name in titles if name in results}
+    parts |= results.get("detectors", {})
+    for title, part in parts.items():
+        for scenario, figures in part["scenarios"].items():
+            base = next(iter(figures))
+            for side, timing in figures.items():
+                label = title if scenario == "call" else f"{title}, {scenario}"
+                cells = [f"{timing['median_ms']:.1f} ms" + _ratio(timing, side != base), _nearness(part, side)]
+                rows.append([label, side, *cells])
+        for side, why in part.get("missing", {}).items():
+            rows.append([title, side, "–", why.replace("|", "/")])
+    return _table(["model", "recipe", "time", "beside float32"], rows)
+
+
+def _nearness(part: Mapping[str, Any], side: str) -> str:
+    if side in part.get("cosine", {}):
+        return f"cosine {part['cosine'][side]:.4f}"
+    if side in part.get("perplexity", {}):
+        base = part["perplexity"]["float32"]
+        found = part["perplexity"][side]
+        return "perplexity " + ", ".join(f"{found[text] / base[text]:.3f}× ({text})" for text in found)
+    found = part.get("agreement", {}).get(side)
+    if found is None:
+        return "–"
+    score = f", F1 {found['f1']:.2f} of {found['detections']} detections" if "f1" in found else ""
+    return f"overlap {found['overlap']:.3f}, scores differ by {found['score_difference']:.3f}{score}"
+
+
 def frontend_table(results: Mapping[str, Any]) -> str:
     """Markdown table of ``frontend.json``: a row a step."""
     return _table(["step", "seconds"], [[name, f"{value:.2f}"] for name, value in results["seconds"].items()])
