@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .compiler.api import export as export
     from .compiler.load import load as load
     from .compiler.model import CompiledModel as CompiledModel
+    from .compiler.torch_backend import refresh as refresh
+    from .compiler.torch_backend import torch_report as torch_report
     from .ir.errors import BurnishError as BurnishError
 
 __version__ = "0.1.0"
@@ -25,9 +27,13 @@ _HOME = {
     "compile": ".compiler.api",
     "export": ".compiler.api",
     "load": ".compiler.load",
+    "refresh": ".compiler.torch_backend",
+    "torch_report": ".compiler.torch_backend",
 }
 
-__all__ = ["BurnishError", "CompiledModel", "__version__", "compile", "export", "load", "passes"]
+__all__ = [
+    "BurnishError", "CompiledModel", "__version__", "compile", "export", "load", "passes", "refresh", "torch_report",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

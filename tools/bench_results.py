@@ -191,7 +191,7 @@ def method_table(results: Mapping[str, Any]) -> str:
 
 
 def eight_bits_table(results: Mapping[str, Any]) -> str:
-    """Markdown table of ``eight_bits.json``: a row a model and recipe, with its time and how near it stays to float32."""
+    """Markdown table of ``eight_bits.json``: a row a model and recipe, its time and how near it stays to float32."""
     rows = []
     titles = {"encoders": "MiniLM, 8 × 128", "decoders": "SmolLM2"}
     parts = {titles[name]: results[name] for name in titles if name in results}

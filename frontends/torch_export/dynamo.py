@@ -1,0 +1,156 @@
+"""Graphs of ``torch.compile``: what TorchDynamo captured, imported by the same rules as an exported program.
+
+A captured graph takes parameters as inputs like any other, and the sizes of its inputs as numbers. It is traced with
+``aot_export_module``, which takes writes into inputs out of the graph and keeps operators such as ``linear`` whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+from torch.fx.experimental.symbolic_shapes import free_symbols
+
+from ...ir.errors import UnsupportedError
+from ...ir.graph import Graph
+from .importer import Importer, unknown_operators
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured graph, imported.
+
+    Attributes:
+        graph: inputs are the tensors that are no constants; outputs first what is written back, then the results.
+        inputs: position among the arguments of each input of the graph.
+        constants: positions of the arguments that are constants of the graph.
+        written: positions of the arguments that the first outputs are written into.
+        results: for each result of the call the index of its output, or the constant that it is.
+        numbers: indices of outputs that are numbers, not tensors.
+    """
+
+    graph: Graph
+    inputs: tuple[int, ...]
+    constants: tuple[int, ...]
+    written: tuple[int, ...]
+    results: tuple[tuple[int | None, Any], ...]
+    numbers: frozenset[int]
+
+
+class _Importer(Importer):
+    """Sizes come in as numbers, and are read off the shapes of tensors."""
+
+    def _placeholder(self, node: torch.fx.Node, spec: InputSpec, names: Any) -> None:
+        if isinstance(node.meta.get("val"), torch.SymInt | int):
+            self.assign(node, node.meta["val"])
+        else:
+            super()._placeholder(node, spec, names)
+
+
+def import_captured(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Captured:
+    """Import a graph that TorchDynamo captured.
+
+    Args:
+        module: the graph.
+        inputs: its arguments: tensors and sizes.
+
+    Raises:
+        UnsupportedError: no rule translates one of its operators, or a case that a rule does not cover.
+    """
+    from torch._functorch.aot_autograd import aot_export_module
+
+    static = _static(module, inputs)
+    with torch.no_grad():
+        traced, signature = aot_export_module(
+            module, list(inputs), trace_joint=False, pre_dispatch=True, decompositions={}
+        )
+    if signature.parameters or signature.buffers:
+        raise UnsupportedError("the captured graph holds parameters of its own", where=type(module).__name__)
+    attributes = _lift(traced)
+    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    user = [node for node in placeholders if node.name not in attributes]
+    place = {node.name: index for index, node in enumerate(user)}
+    written = {out: place[name] for out, name in signature.user_inputs_to_mutate.items()}
+    constants = tuple(i for i in static if i not in written.values())
+    specs = [
+        InputSpec(
+            InputKind.USER_INPUT if place.get(node.name) not in constants and node.name not in attributes
+            else InputKind.CONSTANT_TENSOR,
+            TensorArgument(name=node.name),
+            None if place.get(node.name) not in constants and node.name not in attributes else node.name,
+        )
+        for node in placeholders
+    ]  # fmt: skip
+    fixed = {user[i].name: inputs[i] for i in constants} | attributes
+    (last,) = [node for node in traced.graph.nodes if node.op == "output"]
+    outputs = list(last.args[0])
+    program: Any = SimpleNamespace(
+        graph=traced.graph,
+        graph_module=traced,
+        graph_signature=SimpleNamespace(
+            input_specs=specs, output_specs=[SimpleNamespace(kind=SimpleNamespace(name="USER_OUTPUT"))] * len(outputs)
+        ),
+        state_dict={},
+        constants=fixed,
+    )
+    if unknown := unknown_operators(program):
+        raise UnsupportedError(f"no rule translates {', '.join(unknown)}", where="torch.compile")
+    fed = tuple(i for i, value in enumerate(inputs) if isinstance(value, torch.Tensor) and i not in constants)
+    symbols = {symbol: str(symbol) for node in user for symbol in _symbols(node)}
+    made = [index for index, node in enumerate(outputs) if _is_output(node)]
+    graph = _Importer(program, symbols).run([f"input_{i}" for i in fed], [f"output_{i}" for i in made])
+    order = {index: at for at, index in enumerate(made)}
+    results = tuple(
+        (order[index], None) if index in order else (None, node)
+        for index, node in enumerate(outputs)
+        if index >= len(written)
+    )
+    numbers = frozenset(order[i] for i in made if not isinstance(outputs[i].meta["val"], torch.Tensor))
+    targets = tuple(written[node.name] for node in outputs[: len(written)])
+    return Captured(graph, fed, constants, targets, results, numbers)
+
+
+def _static(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> list[int]:
+    """Positions of parameters and buffers among the arguments."""
+    nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
+    found = []
+    for index, (node, value) in enumerate(zip(nodes, inputs, strict=True)):
+        marked = (node.meta.get("tensor_dict") or {}).get("_dynamo_static_input_type") is not None
+        if isinstance(value, torch.Tensor) and (marked or isinstance(value, torch.nn.Parameter)):
+            found.append(index)
+    return found
+
+
+def _lift(traced: torch.fx.GraphModule) -> dict[str, torch.Tensor]:
+    """Turn tensors that are attributes of the graph into placeholders; the tensors by their names."""
+    found: dict[str, torch.Tensor] = {}
+    first = next(iter(traced.graph.nodes))
+    for node in [node for node in traced.graph.nodes if node.op == "get_attr"]:
+        value: Any = traced
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        if not isinstance(value, torch.Tensor):
+            raise UnsupportedError("the captured graph holds a graph", where=str(node.target))
+        with traced.graph.inserting_before(first):
+            lifted = traced.graph.placeholder(f"constant_{len(found)}")
+        lifted.meta["val"] = value
+        node.replace_all_uses_with(lifted)
+        traced.graph.erase_node(node)
+        found[lifted.name] = value
+    return found
+
+
+def _symbols(node: torch.fx.Node) -> list[Any]:
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        return [symbol for size in value.shape for symbol in free_symbols(size)]
+    return list(free_symbols(value)) if isinstance(value, torch.SymInt) else []
+
+
+def _is_output(node: Any) -> bool:
+    kinds = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
+    return isinstance(node, torch.fx.Node) and isinstance(node.meta.get("val"), kinds)
