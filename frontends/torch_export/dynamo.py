@@ -68,6 +68,7 @@ def import_captured(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Capt
         traced, signature = aot_export_module(
             module, list(inputs), trace_joint=False, pre_dispatch=True, decompositions={}
         )
+    assert isinstance(traced, torch.fx.GraphModule)
     if signature.parameters or signature.buffers:
         raise UnsupportedError("the captured graph holds parameters of its own", where=type(module).__name__)
     attributes = _lift(traced)
