@@ -186,8 +186,7 @@ def decoders(work: Path, rounds: int, checks: list[Check]) -> dict[str, Any]:
     """SmolLM2's prompts."""
     encode = load_tokenizer(model_path("smollm2"))
     calibration = [{"input_ids": row[None]} for row in windows(encode, calibration_text(), 32)]
-    auto = "smoothquant,quantize(scheme=auto,budget=0.01,prompt=512,generated=0),merge_products"
-    recipes = {"w8a8": "w8a8", "w8a8 static": "w8a8_static", "auto, 1 %": auto}
+    recipes = {"w8a8": "w8a8", "w8a8 static": "w8a8_static"}
     sides = [Side(FLOAT, str(baseline_path()))]
     for name, passes in recipes.items():
         folder = work / f"smollm2-eight-{list(recipes).index(name)}"
@@ -200,12 +199,10 @@ def decoders(work: Path, rounds: int, checks: list[Check]) -> dict[str, Any]:
     scenarios = [prefill(128), prefill(512)]
     result = _measure(sides, scenarios, rounds, None)
     for scenario in scenarios:
-        for name in ("w8a8", "auto, 1 %"):
-            label = f"SmolLM2 {name}: {scenario.name} against float32"
-            checks.append(Check(label, result.ratio(scenario.name, name), 1 / 2.7, "×"))
-    for name in ("w8a8", "auto, 1 %"):
-        ratio = perplexities[name]["held-out"] / perplexities[FLOAT]["held-out"]
-        checks.append(Check(f"SmolLM2 {name}: perplexity against float32", ratio, 1.01, "×"))
+        label = f"SmolLM2 w8a8: {scenario.name} against float32"
+        checks.append(Check(label, result.ratio(scenario.name, "w8a8"), 1 / 2.7, "×"))
+    ratio = perplexities["w8a8"]["held-out"] / perplexities[FLOAT]["held-out"]
+    checks.append(Check("SmolLM2 w8a8: perplexity against float32", ratio, 1.01, "×"))
     return result.to_json() | {"perplexity": perplexities}
 
 

@@ -84,25 +84,6 @@ def obstacle(node: onnx_ir.Node, graph: Graph) -> str | None:
     return None
 
 
-def last(graph: Graph, convolutions: Sequence[onnx_ir.Node]) -> list[onnx_ir.Node]:
-    """Convolutions from which no other one is reached: what they make is what the model answers.
-
-    A range for it would have to be known for answers that the calibration inputs may not hold: a detector's scores of
-    photographs without a face say little about its scores of faces.
-    """
-    chosen = set(convolutions)
-    reached: set[onnx_ir.Node] = set()
-    found = []
-    for node in reversed(graph.graph):
-        readers = {use.node for value in node.outputs for use in value.uses()}
-        leads = any(reader in reached or reader in chosen for reader in readers)
-        if leads:
-            reached.add(node)
-        elif node in chosen:
-            found.append(node)
-    return found[::-1]
-
-
 def region(graph: Graph, convolutions: Sequence[onnx_ir.Node]) -> Region:
     """Convolutions and what can run on codes between them."""
     chosen = set(convolutions)

@@ -238,10 +238,6 @@ class Quantize(Pass):
                     convolutions.append(node)
                     continue
             others.append((node, left or reason))
-        if len(convolutions) > 1:
-            answers = static.last(graph, convolutions)
-            convolutions = [node for node in convolutions if node not in answers]
-            others += [(node, "the last convolution before an output computes in floating point") for node in answers]
         opset = graph.opset_imports.get("", 1)
         if (chosen or convolutions) and opset < _OLDEST_OPSET:
             raise UnsupportedError(
