@@ -121,6 +121,7 @@ def test_ctrl_c_interrupts_an_answer_and_not_the_conversation(folder: Path, term
     spoken = int(terminal.text.split(" tokens,")[0].rsplit("[", 1)[1])
     assert 0 <= spoken < 50000
     terminal.wait("> ", 2)
+    time.sleep(0.5)  # until the line editor listens
     os.killpg(terminal.process.pid, signal.SIGINT)  # at the prompt: says how to leave
     terminal.wait("Ctrl-C interrupts", 2)
     terminal.type("/exit\r")

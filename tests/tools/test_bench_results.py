@@ -112,17 +112,38 @@ def test_files_are_measured_and_rendered(
     }  # fmt: skip
     kinds = {"decoders": {**rivals, "perplexity": {"tool": 14.0}}, "encoders": {**rivals, "cosine": {"tool": 0.99}}}
     write_results(tmp_path / "rivals.json", {**kinds, "checks": []})
+    sides = {"float32": {"median_ms": 10.0}, "static": {"median_ms": 5.0, "ratio": 0.5}}
+    eight = {
+        "encoders": {"scenarios": {"call": sides}, "cosine": {"static": 0.99}},
+        "decoders": {
+            "scenarios": {"prefill 128": sides},
+            "perplexity": {"float32": {"news": 30.0}, "static": {"news": 33.0}},
+        },
+        "detectors": {
+            "yolo": {
+                "scenarios": {"call": sides}, "missing": {"other": "ModelError: no"},
+                "agreement": {"static": {"detections": 9, "f1": 0.9, "overlap": 0.95, "score_difference": 0.05}},
+            },
+        },
+        "machine": decoder["machine"], "checks": [],
+    }  # fmt: skip
+    write_results(tmp_path / "eight_bits.json", eight)
     (tmp_path / "docs").mkdir()
     for name, key in (("decoding", "generation"), ("attention", "sparse")):
         (tmp_path / "docs" / f"{name}.md").write_text("".join(block.format(n) for n in (key, "machine")))
     (tmp_path / "README.md").write_text("".join(block.format(name) for name in ("decoder", "machine")))
-    names = ("rival decoders", "rival encoders", "decoder", "machine", "files", "frontend", "scale", "checks")
+    names = ("rival decoders", "rival encoders", "decoder", "machine", "files", "frontend", "scale", "checks", "eight bits",
+             "eight bits machine")  # fmt: skip
     (tmp_path / "docs" / "benchmarks.md").write_text("".join(block.format(name) for name in names))
     bench.render(tmp_path, tmp_path)
     assert "| size on disk | 540 MB | 80 MB |" in (tmp_path / "README.md").read_text()
     page = (tmp_path / "docs" / "benchmarks.md").read_text()
     assert "| linear | " in page
     assert "| import | 0.16 |" in page
+    assert "| MiniLM, 8 × 128 | static | 5.0 ms (0.50×) | cosine 0.9900 |" in page
+    assert "| SmolLM2, prefill 128 | static | 5.0 ms (0.50×) | perplexity 1.100× (news) |" in page
+    assert "overlap 0.950, scores differ by 0.050, F1 0.90 of 9 detections |" in page
+    assert "| yolo | other | – | ModelError: no |" in page
     assert "| tool | 10 MB | 20 MB | 9.0 ms ± 0.5 | 14 |" in page and "| other | ImportError: no |" in page
     assert "| tiny | 3 | 2.20 GB | 0.62 GB | 21 s | 900 MB |" in page
     page = (tmp_path / "docs" / "decoding.md").read_text()
