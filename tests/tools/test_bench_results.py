@@ -132,8 +132,8 @@ def test_files_are_measured_and_rendered(
     for name, key in (("decoding", "generation"), ("attention", "sparse")):
         (tmp_path / "docs" / f"{name}.md").write_text("".join(block.format(n) for n in (key, "machine")))
     (tmp_path / "README.md").write_text("".join(block.format(name) for name in ("decoder", "machine")))
-    names = ("rival decoders", "rival encoders", "decoder", "machine", "files", "frontend", "scale", "checks", "eight bits",
-             "eight bits machine")  # fmt: skip
+    names = ("rival decoders", "rival encoders", "decoder", "machine", "files", "frontend", "scale", "checks")
+    names += ("eight bits", "eight bits machine")
     (tmp_path / "docs" / "benchmarks.md").write_text("".join(block.format(name) for name in names))
     bench.render(tmp_path, tmp_path)
     assert "| size on disk | 540 MB | 80 MB |" in (tmp_path / "README.md").read_text()
