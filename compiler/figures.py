@@ -46,3 +46,20 @@ class Accuracy:
                 ("tokens", f"divergence {self.divergence:.4f} nats, {self.agreement:.1%} likeliest tokens agree")
             )
         return rows
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What rounding cost one layer.
+
+    Attributes:
+        layer: module path.
+        bits: of a weight.
+        weights: signal to noise of its weights, in dB.
+        outputs: signal to noise of its outputs on the calibration inputs, in dB; None without them.
+    """
+
+    layer: str
+    bits: int
+    weights: float
+    outputs: float | None

@@ -5,12 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..ir.errors import OutputError, UnsupportedError
-
-if TYPE_CHECKING:
-    from .report import LayerError
+from .figures import LayerError
 
 _INK, _FIRST, _SECOND = "#333333", "#9db7d5", "#1f5a99"
 

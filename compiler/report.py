@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..ir.errors import ArtifactError, OutputError
 from ..ir.noise import OUTPUT_NOISE, WEIGHT_NOISE
 from ..ir.remarks import Kind, Remark
-from .figures import Accuracy
+from .figures import Accuracy, LayerError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -60,23 +60,6 @@ class PassReport:
     rewrites: dict[str, int] = field(default_factory=dict)
     remarks: list[RemarkGroup] = field(default_factory=list)
     error: float | None = None
-
-
-@dataclass(frozen=True)
-class LayerError:
-    """What rounding cost one layer.
-
-    Attributes:
-        layer: module path.
-        bits: of a weight.
-        weights: signal to noise of its weights, in dB.
-        outputs: signal to noise of its outputs on the calibration inputs, in dB; None without them.
-    """
-
-    layer: str
-    bits: int
-    weights: float
-    outputs: float | None
 
 
 @dataclass

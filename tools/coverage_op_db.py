@@ -134,7 +134,7 @@ def page(found: dict[str, dict[str, str]]) -> str:
         reasons: dict[str, list[str]] = {}
         for name, one in found.items():
             if one["status"] == status:
-                reasons.setdefault(one["reason"].replace("|", "/"), []).append(name)
+                reasons.setdefault(one["reason"].replace("|", "/")[:90], []).append(name)
         if reasons:
             lines += ["", f"| {status}: reason | operators |", "| --- | --- |"]
             ordered = sorted(reasons.items(), key=lambda item: -len(item[1]))

@@ -244,3 +244,19 @@ def test_results_are_tensors_of_their_own() -> None:
 def test_nothing_compiled_says_so() -> None:
     assert str(burnish.torch_report()) == "nothing was compiled"
     assert torch_backend.torch_report() is burnish.torch_report()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: torch.addbmm(torch.ones(5, 5), x.view(1, 5, 32).repeat(3, 1, 1), x.T.repeat(3, 1, 1), alpha=0.5),
+        lambda x: torch.nn.functional.softplus(x, beta=3, threshold=0.2),
+        lambda x: torch.std(x, False),
+        lambda x: torch.var(x, True),
+        lambda x: torch.ops.aten._safe_softmax(torch.where(x[:, :1] > 0, x, -torch.inf), 1),
+    ],
+    ids=["addbmm", "softplus", "std", "var", "safe_softmax"],
+)
+def test_operators_that_once_were_wrong(call: Any) -> None:
+    torch.testing.assert_close(torch.compile(call, backend=backend)(X), call(X), rtol=1e-4, atol=1e-5)
+    assert only().eager is None

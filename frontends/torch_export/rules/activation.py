@@ -72,9 +72,11 @@ def log_sigmoid(b: Builder, x: Value) -> Value:
 
 @rule("aten.softplus.default")
 def softplus(b: Builder, x: Value, beta: float = 1.0, threshold: float = 20.0) -> Value:
-    if beta == 1:
-        return b.op("Softplus", x)
-    return binary(b, "Div", b.op("Softplus", binary(b, "Mul", x, beta)), beta)
+    scaled = x if beta == 1 else binary(b, "Mul", x, beta)
+    y = b.op("Softplus", scaled)
+    y = y if beta == 1 else binary(b, "Div", y, beta)
+    # Above the usual threshold float32 cannot tell the two apart.
+    return y if threshold >= 20 else b.op("Where", compare(b, "Greater", scaled, threshold), x, y)
 
 
 @rule("aten.softsign.default")

@@ -127,6 +127,8 @@ def avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Value:
+    if divisor_override and ceil_mode:
+        raise b.unsupported("average pooling with a divisor and windows that reach over the edge")
     n = _pool_rank(b)
     kernel = _many(kernel_size, n)
     x, added = _batched(b, x, n)

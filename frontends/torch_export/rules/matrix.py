@@ -28,9 +28,19 @@ def matmul(b: Builder, x: Value, y: Value) -> Value:
     return product(b, x, y)
 
 
-@rule("aten.addmm.default", "aten.baddbmm.default", "aten.addmv.default", "aten.addbmm.default")
+@rule("aten.addmm.default", "aten.baddbmm.default", "aten.addmv.default")
 def addmm(b: Builder, bias: Value, x: Value, y: Value, beta: Number = 1, alpha: Number = 1) -> Value:
-    result = product(b, x, y)
+    return _add(b, bias, product(b, x, y), beta, alpha)
+
+
+@rule("aten.addbmm.default")
+def addbmm(b: Builder, bias: Value, x: Value, y: Value, beta: Number = 1, alpha: Number = 1) -> Value:
+    """The products of a batch are summed."""
+    products = b.op("MatMul", x, y, shape=[*dims(x)[:-1], dims(y)[-1]])
+    return _add(b, bias, b.op("ReduceSum", products, b.ints([0]), shape=b.shape, keepdims=0), beta, alpha)
+
+
+def _add(b: Builder, bias: Value, result: Value, beta: Number, alpha: Number) -> Value:
     if alpha != 1:
         result = binary(b, "Mul", result, alpha)
     if beta == 0:

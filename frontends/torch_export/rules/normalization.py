@@ -114,9 +114,18 @@ def group_norm(
     return y
 
 
-@rule("aten.softmax.int", "aten._softmax.default", "aten.special_softmax.int", "aten._safe_softmax.default")
+@rule("aten.softmax.int", "aten._softmax.default", "aten.special_softmax.int")
 def softmax(b: Builder, x: Value, dim: int, dtype: torch.dtype | bool | None = None) -> Value:
     return b.op("Softmax", b.cast(x, b.dtype), axis=dim)
+
+
+@rule("aten._safe_softmax.default")
+def safe_softmax(b: Builder, x: Value, dim: int, dtype: torch.dtype | None = None) -> Value:
+    """Zero where everything is minus infinity."""
+    x = b.cast(x, b.dtype)
+    least = b.scalar(float("-inf"), b.dtype)
+    masked = b.op("Equal", b.op("ReduceMax", x, b.ints([dim]), keepdims=1), least)
+    return b.op("Where", masked, b.scalar(0.0, b.dtype), b.op("Softmax", x, axis=dim), shape=b.shape)
 
 
 @rule("aten.log_softmax.int", "aten._log_softmax.default")

@@ -111,7 +111,7 @@ def logsumexp(b: Builder, x: Value, dim: Axes, keepdim: bool = False) -> Value:
     return reduce(b, "ReduceLogSumExp", b.cast(x, b.dtype), dim, keepdim)
 
 
-@rule("aten.var.correction", "aten.var.dim", "aten.var.default")
+@rule("aten.var.correction", "aten.var.dim")
 def var(
     b: Builder, x: Value, dim: Axes = None, unbiased: bool = True, keepdim: bool = False,
     correction: Number | None = None,
@@ -119,12 +119,22 @@ def var(
     return variance(b, x, dim, keepdim, _correction(unbiased, correction))[0]
 
 
-@rule("aten.std.correction", "aten.std.dim", "aten.std.default")
+@rule("aten.std.correction", "aten.std.dim")
 def std(
     b: Builder, x: Value, dim: Axes = None, unbiased: bool = True, keepdim: bool = False,
     correction: Number | None = None,
 ) -> Value:  # fmt: skip
     return b.op("Sqrt", var(b, x, dim, unbiased, keepdim, correction))
+
+
+@rule("aten.var.default")
+def var_of_all(b: Builder, x: Value, unbiased: bool = True) -> Value:
+    return var(b, x, None, unbiased)
+
+
+@rule("aten.std.default")
+def std_of_all(b: Builder, x: Value, unbiased: bool = True) -> Value:
+    return std(b, x, None, unbiased)
 
 
 @rule("aten.var_mean.correction", "aten.var_mean.dim")
@@ -141,6 +151,8 @@ def _correction(unbiased: bool, correction: Number | None) -> float:
 
 def variance(b: Builder, x: Value, dim: Axes, keepdim: bool, correction: float) -> tuple[Value, Value]:
     """Variance with ``correction`` taken off the count, and mean."""
+    if 0 in dims(x):
+        raise b.unsupported("the variance of nothing, which is NaN")
     if isinstance(dim, list) and not dim:
         dim = None
     axes = list(range(rank(x))) if dim is None else [dim] if isinstance(dim, int) else dim
