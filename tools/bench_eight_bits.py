@@ -149,7 +149,7 @@ def runtime_static(original: Path, file: Path, key: str, calibration: Sequence[A
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # the package has no types
         """Gives the images one by one."""
 
         def __init__(self) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..compiler.accuracy import log_softmax
 from ..compiler.api import export
 from ..compiler.benchmark.machine import describe_machine
 from ..compiler.plots import plot_frontier
@@ -126,11 +127,7 @@ def divergence(reference: np.ndarray[Any, Any], logits: np.ndarray[Any, Any]) ->
     """Sum over positions of KL(p ‖ q) in nats, p by the reference: both ``[positions, vocabulary]``."""
     total = 0.0
     for start in range(0, len(logits), 64):
-        p, q = (part[start : start + 64].astype(np.float64) for part in (reference, logits))
-        p -= p.max(axis=-1, keepdims=True)
-        q -= q.max(axis=-1, keepdims=True)
-        p -= np.log(np.exp(p).sum(axis=-1, keepdims=True))
-        q -= np.log(np.exp(q).sum(axis=-1, keepdims=True))
+        p, q = (log_softmax(part[start : start + 64].astype(np.float64)) for part in (reference, logits))
         total += float((np.exp(p) * (p - q)).sum())
     return total
 

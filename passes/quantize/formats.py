@@ -18,6 +18,7 @@ from ...ir.rewrite import Editor
 from .rtn import Array, as_float32, pack
 from .scheme import Scheme
 from .targets import Weight
+from .tensors import described
 
 NF4 = np.array(
     [
@@ -101,16 +102,8 @@ def write(edit: Editor, weight: Weight, scheme: Scheme) -> tuple[onnx_ir.Value, 
         restored = edit.op("Transpose", [restored], {"perm": [1, 0]}, hint=f"{name}.turned")
     n, k = matrix.shape
     lost = float(((back - matrix).astype(np.float64) ** 2).sum())
-    return restored, {
-        "weight": name,
-        "channels": n,
-        "weights": n * k,
-        "bits": scheme.bits,
-        "group_size": scheme.group(k),
-        "bytes": size,
-        "bits_per_weight": round(size * 8 / (n * k), 4),
-        WEIGHT_NOISE: decibels(float((matrix.astype(np.float64) ** 2).sum()), lost),
-    }
+    noise = decibels(float((matrix.astype(np.float64) ** 2).sum()), lost)
+    return restored, described(name, n, k, scheme, size) | {WEIGHT_NOISE: noise}
 
 
 def _codebook(edit: Editor, matrix: Array, scheme: Scheme, name: str) -> tuple[onnx_ir.Value, Array, int]:

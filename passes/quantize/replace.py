@@ -15,7 +15,7 @@ from . import beside, formats, noise, rtn
 from .calibrated import Rounded
 from .scheme import PER_CHANNEL, Scheme
 from .targets import Weight
-from .tensors import Tensors, deferred, packs, stored_bytes
+from .tensors import Tensors, deferred, described, packs, stored_bytes
 
 
 def where(weight: Weight) -> str:
@@ -112,12 +112,4 @@ def rewrite(
     made.meta[beside.ORIGINAL] = (tensor, weight.layout)
     take_place(edit, weight, new)
     size = stored_bytes(n, k, scheme, int(tensor.dtype.itemsize))
-    return {
-        "weight": name,
-        "channels": n,
-        "weights": n * k,
-        "bits": scheme.bits,
-        "group_size": scheme.group(k),
-        "bytes": size,
-        "bits_per_weight": round(size * 8 / (n * k), 4),
-    }
+    return described(name, n, k, scheme, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir
@@ -25,6 +26,19 @@ def stored_bytes(n: int, k: int, scheme: Scheme, scale_bytes: int = 4) -> int:
     implied = scheme.symmetric and scheme.bits == scheme.stored_bits
     zeros = 0 if implied else -(-groups * scheme.stored_bits // 8)
     return n * (-(-padded * scheme.stored_bits // 8) + groups * scale_bytes + zeros)
+
+
+def described(name: str, n: int, k: int, scheme: Scheme, size: int) -> dict[str, Any]:
+    """Figures of a stored weight of ``n`` channels of ``k`` weights in ``size`` bytes, for the report."""
+    return {
+        "weight": name,
+        "channels": n,
+        "weights": n * k,
+        "bits": scheme.bits,
+        "group_size": scheme.group(k),
+        "bytes": size,
+        "bits_per_weight": round(size * 8 / (n * k), 4),
+    }
 
 
 def packs(weight: Weight, scheme: Scheme) -> bool:
