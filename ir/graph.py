@@ -19,6 +19,8 @@ MODULE = "burnish.module"
 """Provenance: dotted path of the module a node came from, such as ``model.layers.0.self_attn.q_proj``."""
 SOURCE = "burnish.source"
 """Provenance: the source node (an FX node's name and target, or a name in the imported file)."""
+SPARSITY = "burnish.sparsity"
+"""The pattern of zeros of a product's weights and their share, such as ``2:4 0.5000``."""
 RULE = "burnish.rule"
 """Provenance: the rewrites that made the node, oldest first, separated by ``;``."""
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir
 
 from .errors import VerificationError
-from .graph import MODULE, RULE, SOURCE, WORKING_OPSET, Graph, all_nodes, module_path
+from .graph import MODULE, RULE, SOURCE, SPARSITY, WORKING_OPSET, Graph, all_nodes, module_path
 from .infer import conflict, infer
 from .symbolic import known
 
@@ -275,6 +275,9 @@ def provenance(origin: Iterable[onnx_ir.Node], rule: str) -> dict[str, str]:
         metadata[MODULE] = _common_path(paths)
     if sources:
         metadata[SOURCE] = sources[0]
+    zeros = {n.metadata_props.get(SPARSITY) for n in origin}
+    if len(zeros) == 1 and (pattern := zeros.pop()) is not None:
+        metadata[SPARSITY] = pattern
     past = list(dict.fromkeys(part for text in rules for part in text.split(";")))
     if rule not in past:
         past.append(rule)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .smooth.salient import ScaleSalientChannels as ScaleSalientChannels
     from .smooth.smoothquant import SmoothQuant as SmoothQuant
     from .smooth.suppress import SuppressOutliers as SuppressOutliers
+    from .sparsify.prune import Prune as Prune
 
 _HOME = {
     "Canonicalize": ".canonicalize.canonicalize",
@@ -33,6 +34,7 @@ _HOME = {
     "MergeProducts": ".fuse.merge_products",
     "Outcome": ".base",
     "Pass": ".base",
+    "Prune": ".sparsify.prune",
     "Quantize": ".quantize.weights",
     "QuantizeCache": ".attention.quantize_cache",
     "Recover": ".recover.recover",
@@ -53,6 +55,7 @@ __all__ = [
     "MergeProducts",
     "Outcome",
     "Pass",
+    "Prune",
     "Quantize",
     "QuantizeCache",
     "Recover",

@@ -17,12 +17,29 @@ from ..ir.remarks import Remark
 from .statistics import Observer
 
 Cost = Callable[[int, int, int, Any], float]
-"""Seconds of a product of [M, K] and [K, N] by a scheme on the machine at hand; of float32 if the scheme is None."""
+"""Seconds of a product of [M, K] and [K, N] on the machine at hand: by a scheme, in float32 with :class:`Zeros`, or in
+float32 if that is None."""
 Trial = Callable[[Callable[[Graph], None]], float]
 """What a change of the graph, made to a copy of it, costs on calibration inputs: the divergence of next-token
 distributions in nats for a language model, else the relative squared error of the first output."""
 Observe = Callable[[Sequence[onnx_ir.Value], Observer], dict[str, np.ndarray[Any, Any]]]
 """Statistics of values of the graph at hand, by the names of the values."""
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """Float weights of which some are zero, as something that a product can be measured with.
+
+    Attributes:
+        pattern: where they are, as the pass ``prune`` takes it.
+        share: how many.
+    """
+
+    pattern: str
+    share: float
+
+    def __str__(self) -> str:
+        return f"float32 with {self.share:.0%} zeros {self.pattern}"
 
 
 class Stage(enum.IntEnum):

@@ -30,6 +30,7 @@ PASSES: dict[str, Entry] = {
     "equalize_log": Entry(".smooth.equalize", "EqualizeLog"),
     "suppress_outliers": Entry(".smooth.suppress", "SuppressOutliers"),
     "scale_salient_channels": Entry(".smooth.salient", "ScaleSalientChannels"),
+    "prune": Entry(".sparsify.prune", "Prune"),
     "quantize": Entry(".quantize.weights", "Quantize"),
     "compensate_low_rank": Entry(".quantize.compensate", "CompensateLowRank"),
     "sparse_attention": Entry(".attention.sparse", "SparseAttention"),

@@ -130,6 +130,21 @@ class L2Norm(Observer):
 
 
 @dataclass(frozen=True)
+class Moments(Observer):
+    """Mean of x and mean of x² over tokens, of each channel: [2, K]."""
+
+    parts = ("sum", "sum")
+
+    def insert(self, edit: Editor, tokens: onnx_ir.Value) -> Sequence[onnx_ir.Value]:
+        """ReduceSum of the numbers and of their squares."""
+        return [reduce(edit, "ReduceSum", tokens), reduce(edit, "ReduceSum", edit.op("Mul", [tokens, tokens]))]
+
+    def finish(self, parts: Sequence[Array], count: int) -> Array:
+        """Sums over count."""
+        return np.stack([parts[0] / count, parts[1] / count]).astype(np.float32)
+
+
+@dataclass(frozen=True)
 class Magnitudes(Observer):
     """max |x|, mean |x| and mean x² over tokens, of each channel: [3, K].
 
