@@ -18,8 +18,9 @@ from ..backends.onnxruntime.session import Session
 from ..backends.onnxruntime.writer import write
 from ..ir.graph import WORKING_OPSET
 from ..ir.rewrite import Editor
-from ..passes.base import Context
+from ..passes.base import Context, Zeros
 from ..passes.quantize import Quantize, Scheme
+from ..passes.sparsify.pattern import parse, select
 from ..passes.statistics import HISTOGRAM_BINS, Observer
 from .benchmark.machine import cores, cpu_model
 from .inputs import Array
@@ -50,7 +51,7 @@ class Costs:
                 found = json.loads(self._path.read_text(encoding="utf-8"))
                 self._table = {str(key): float(value) for key, value in found.items()}
 
-    def __call__(self, m: int, k: int, n: int, scheme: Scheme | None) -> float:
+    def __call__(self, m: int, k: int, n: int, scheme: Scheme | Zeros | None) -> float:
         """Seconds of [m, k] times [k, n], the input's quantization included."""
         key = f"{self._machine}: {m} x {k} x {n}, {scheme or 'float32'}"
         if key not in self._table:
@@ -67,7 +68,7 @@ class Costs:
             part.write_text(json.dumps(self._table, indent=1), encoding="utf-8")
             part.replace(self._path)
 
-    def _measure(self, m: int, k: int, n: int, scheme: Scheme | None) -> float:
+    def _measure(self, m: int, k: int, n: int, scheme: Scheme | Zeros | None) -> float:
         copies = max(1, min(_COPIES, _COLD // (4 * k * n)))
         path = self._scratch / "cost.onnx"
         write(_products(k, n, copies, scheme), path, overwrite=True)
@@ -86,7 +87,7 @@ class Costs:
         return median(taken) / copies
 
 
-def _products(k: int, n: int, copies: int, scheme: Scheme | None) -> onnx_ir.Model:
+def _products(k: int, n: int, copies: int, scheme: Scheme | Zeros | None) -> onnx_ir.Model:
     """A graph of products of one input by several weights, lowered; the sum of each is an output."""
     graph = onnx_ir.Model(
         onnx_ir.Graph([], [], nodes=[], opset_imports={"": WORKING_OPSET}, name="cost"), ir_version=10
@@ -96,6 +97,9 @@ def _products(k: int, n: int, copies: int, scheme: Scheme | None) -> onnx_ir.Mod
     graph.graph.inputs.append(x)
     edit = Editor(graph, "cost").at(None)
     weights = np.random.default_rng(1).standard_normal((n, k)).astype(np.float32)
+    if isinstance(scheme, Zeros):
+        weights *= select(np.abs(weights), parse(scheme.pattern), scheme.share)
+        scheme = None
     for index in range(copies):
         # Different weights of one set of numbers, and for each an input of its own, so that none is quantized for two.
         weight = edit.initializer(np.roll(weights, index, axis=0), f"w{index}")

@@ -121,7 +121,7 @@ def write_segment(base: Path, segment: Segment, before: Sequence[str], observer:
     scope.outputs[:] = outputs
     edit = Editor(piece, "observe").at(None)
     for name in segment.observed:
-        tokens = _tokens(edit, values[name], single=observer.per_tensor)
+        tokens = _tokens(edit, values[name], observer)
         outputs += observer.insert(edit, tokens)
         outputs.append(edit.op("Shape", [tokens], dtype=onnx_ir.DataType.INT64, shape=[2]))
     scope.outputs[:] = outputs
@@ -130,9 +130,13 @@ def write_segment(base: Path, segment: Segment, before: Sequence[str], observer:
     return given
 
 
-def _tokens(edit: Editor, value: onnx_ir.Value, *, single: bool) -> onnx_ir.Value:
-    """``value`` as float32 [T, K]; all of it as one channel if ``single``."""
-    channels = 1 if single or value.shape is None else value.shape[-1]
+def _tokens(edit: Editor, value: onnx_ir.Value, observer: Observer) -> onnx_ir.Value:
+    """``value`` as float32 [T, K]; all of it as one channel where the observer wants that."""
+    channels = 1 if observer.per_tensor or value.shape is None else value.shape[observer.axis]
+    if not observer.per_tensor and value.shape is not None and observer.axis != -1:
+        axis = observer.axis % len(value.shape)
+        perm = [*(a for a in range(len(value.shape)) if a != axis), axis]
+        value = edit.op("Transpose", [value], {"perm": perm})
     assert isinstance(channels, int)  # what is observed has a known number
     if value.dtype != onnx_ir.DataType.FLOAT:
         value = edit.op("Cast", [value], {"to": onnx_ir.DataType.FLOAT.value}, dtype=onnx_ir.DataType.FLOAT)

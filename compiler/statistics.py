@@ -150,8 +150,7 @@ class Statistics:
             CalibrationError: the inputs are unusable, or a value cannot be observed.
             InputError: an input does not fit the model.
         """
-        single = observer.per_tensor
-        channels = {value.name or "": _channels(value, self._graph, single=single) for value in values}
+        channels = {value.name or "": _channels(value, self._graph, observer) for value in values}
         self._refresh()
         inputs = self._read()
         kept = self._entry(observer)
@@ -313,12 +312,13 @@ def _both(inputs: Batches, carried: Batches | None) -> Iterator[dict[str, Array]
             yield one | other
 
 
-def _channels(value: onnx_ir.Value, graph: Graph, *, single: bool) -> int:
-    """The size of the last axis of a value that can be observed; 1 if all of it is one channel."""
+def _channels(value: onnx_ir.Value, graph: Graph, observer: Observer) -> int:
+    """The channels of a value that can be observed; 1 if all of it is one channel."""
     node = value.producer()
     where = value.name if node is None else f"value {value.name!r} of {module_path(node)}"
     reason = None
-    size = 1 if single else value.shape[-1] if value.shape is not None and len(value.shape) else None
+    single, shape = observer.per_tensor, value.shape
+    size = 1 if single else shape[observer.axis] if shape is not None and len(shape) > observer.axis else None
     if value.is_initializer():
         reason = "it is constant"
     elif not (value.is_graph_input() if node is None else node.graph is graph.graph):
@@ -326,7 +326,7 @@ def _channels(value: onnx_ir.Value, graph: Graph, *, single: bool) -> int:
     elif value.dtype not in _FLOATS:
         reason = f"its element type is {value.dtype}"
     elif not isinstance(size, int) or size == 0:
-        reason = "the size of its last axis is not known"
+        reason = "the size of its channel axis is not known"
     if reason is not None:
         raise CalibrationError(f"a value cannot be observed: {reason}", where=where, fix="leave its node out")
     assert isinstance(size, int)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .base import Stage as Stage
     from .canonicalize.canonicalize import Canonicalize as Canonicalize
     from .fuse.merge_products import MergeProducts as MergeProducts
+    from .prune.structures import PruneStructures as PruneStructures
     from .quantize.compensate import CompensateLowRank as CompensateLowRank
     from .quantize.weights import Quantize as Quantize
     from .recover.recover import Recover as Recover
@@ -35,6 +36,7 @@ _HOME = {
     "Outcome": ".base",
     "Pass": ".base",
     "Prune": ".sparsify.prune",
+    "PruneStructures": ".prune.structures",
     "Quantize": ".quantize.weights",
     "QuantizeCache": ".attention.quantize_cache",
     "Recover": ".recover.recover",
@@ -56,6 +58,7 @@ __all__ = [
     "Outcome",
     "Pass",
     "Prune",
+    "PruneStructures",
     "Quantize",
     "QuantizeCache",
     "Recover",

@@ -32,6 +32,8 @@ class Observer(abc.ABC):
 
     At least one part is a sum over the observed numbers: ONNX Runtime's maximum loses NaN, a sum keeps it.
     """
+    axis: ClassVar[int] = -1
+    """Which axis of the observed value holds its channels."""
     per_tensor: ClassVar[bool] = False
     """Whether all numbers of a value are tokens of a single channel: its last axis may then be of any size."""
 
@@ -145,6 +147,13 @@ class Moments(Observer):
 
 
 @dataclass(frozen=True)
+class ChannelMoments(Moments):
+    """:class:`Moments` of the second axis: the channels of images."""
+
+    axis = 1
+
+
+@dataclass(frozen=True)
 class Magnitudes(Observer):
     """max |x|, mean |x| and mean x² over tokens, of each channel: [3, K].
 
@@ -189,6 +198,22 @@ class Hessian(Observer):
     def size(self, channels: int) -> int:
         """Bytes of a float32 product and a float64 total."""
         return 12 * channels * channels
+
+
+@dataclass(frozen=True)
+class DirectionHessian(Hessian):
+    """Mean over tokens of x xᵀ / (xᵀx / K): [K, K]; each token counts the same, however large it is.
+
+    Some tokens of language models (the first of a sequence above all) are a thousand times larger than others (massive
+    activations, Sun et al. 2024): they alone would decide what a mean over tokens says.
+    """
+
+    def insert(self, edit: Editor, tokens: onnx_ir.Value) -> Sequence[onnx_ir.Value]:
+        """The tokens divided by the root of their mean square, then as :class:`Hessian`."""
+        last = edit.ints([1], "channels_axis")
+        mean = edit.op("ReduceMean", [edit.op("Mul", [tokens, tokens]), last], {"keepdims": 1})
+        size = edit.op("Sqrt", [edit.op("Add", [mean, _number(edit, 1e-20)])])
+        return super().insert(edit, edit.op("Div", [tokens, size]))
 
 
 @dataclass(frozen=True)
