@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..frontends.imported import Imported
+from ..ir.graph import Graph
 from ..ir.remarks import Remark
 from ..passes.base import Context, Pass, Stage
 from .accuracy import AccuracyCheck, Trials
@@ -34,8 +36,41 @@ def pass_context(
     workspace: Path,
     store: Cache | None,
     progress: Progress,
+    passes: Sequence[Pass],
 ) -> Context:
     """What passes may ask for besides statistics."""
+    context = _measuring(stack, imported, target, calibration, workspace, store, progress)
+    if calibration is None:
+        return context
+    original = imported.graph.clone() if any(item.needs_original for item in passes) else None
+    return replace(context, **_learning(imported, original, calibration, progress))
+
+
+def _learning(
+    imported: Imported, original: Graph | None, calibration: Calibration, progress: Progress
+) -> dict[str, Any]:
+    """Gradients for the passes, loaded when one asks."""
+
+    def learning() -> Any:
+        from .learning import Learning
+
+        return Learning(imported.graph, original, calibration, imported.decoder is not None, progress)
+
+    return {
+        "distill": None if original is None else lambda *given: learning().distill(*given),
+        "influence": lambda places: learning().influence(places),
+    }
+
+
+def _measuring(
+    stack: contextlib.ExitStack,
+    imported: Imported,
+    target: str,
+    calibration: Calibration | None,
+    workspace: Path,
+    store: Cache | None,
+    progress: Progress,
+) -> Context:
     decodes = imported.decoder is not None
     if target != "onnxruntime":
         return Context(target, calibration, progress, decodes=decodes)

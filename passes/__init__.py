@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .base import Pass as Pass
     from .base import Stage as Stage
     from .canonicalize.canonicalize import Canonicalize as Canonicalize
+    from .distill.distill import Distill as Distill
     from .fuse.merge_products import MergeProducts as MergeProducts
     from .prune.structures import PruneStructures as PruneStructures
     from .quantize.compensate import CompensateLowRank as CompensateLowRank
@@ -30,6 +31,7 @@ _HOME = {
     "Canonicalize": ".canonicalize.canonicalize",
     "CompensateLowRank": ".quantize.compensate",
     "Context": ".base",
+    "Distill": ".distill.distill",
     "EqualizeLog": ".smooth.equalize",
     "LinearizeAttention": ".attention.linear",
     "MergeProducts": ".fuse.merge_products",
@@ -52,6 +54,7 @@ __all__ = [
     "Canonicalize",
     "CompensateLowRank",
     "Context",
+    "Distill",
     "EqualizeLog",
     "LinearizeAttention",
     "MergeProducts",

@@ -42,6 +42,29 @@ class Zeros:
         return f"float32 with {self.share:.0%} zeros {self.pattern}"
 
 
+@dataclass(frozen=True)
+class Training:
+    """How weights are trained, see :class:`~burnish.passes.distill.distill.Distill`."""
+
+    steps: int
+    rate: float
+    batch: int
+    rank: int
+    precision: str
+    seed: int
+
+
+Distillation = Callable[
+    [Sequence[onnx_ir.Value], "set[onnx_ir.Value]", Training],
+    tuple[dict[onnx_ir.Value, np.ndarray[Any, Any]], list[float]],
+]
+"""Trains constants of the graph at hand on the outputs of the model as it came: (which, those of them whose zeros stay,
+how) to (their values after it, the loss of each step)."""
+Influence = Callable[[Sequence["tuple[onnx_ir.Value, int]"]], list[np.ndarray[Any, Any]]]
+"""For some axes of constants, the derivative of the loss on each calibration input by a factor on each place of the axis,
+at 1: [inputs, places]. The loss is that of a language model, or, for others, the outputs' product with random numbers."""
+
+
 class Stage(enum.IntEnum):
     """When a pass runs; a list of passes must not go backwards.
 
@@ -111,6 +134,8 @@ class Context:
         cost: of products on this machine; None where nothing can be measured.
         trial: of a change; None where there is no data.
         decodes: whether the model is a causal language model with a cache.
+        distill: trains weights; None where there is no data, or no pass that needs the model as it came.
+        influence: derivatives of the loss; None where there is no data.
     """
 
     target: str = "onnxruntime"
@@ -121,6 +146,8 @@ class Context:
     cost: Cost | None = None
     trial: Trial | None = None
     decodes: bool = False
+    distill: Distillation | None = None
+    influence: Influence | None = None
 
     @property
     def has_calibration(self) -> bool:
@@ -163,6 +190,8 @@ class Pass(abc.ABC):
     stage: ClassVar[Stage]
     approximate: ClassVar[bool] = False
     """Whether it changes what is computed by design: with calibration inputs, by how much is measured and reported."""
+    needs_original: ClassVar[bool] = False
+    """Whether it compares with the model as it came, which is kept for it."""
     changes_inputs: ClassVar[bool] = False
     """Whether inputs and outputs of the graph may have other types afterwards."""
 

@@ -32,6 +32,7 @@ PASSES: dict[str, Entry] = {
     "suppress_outliers": Entry(".smooth.suppress", "SuppressOutliers"),
     "scale_salient_channels": Entry(".smooth.salient", "ScaleSalientChannels"),
     "prune": Entry(".sparsify.prune", "Prune"),
+    "distill": Entry(".distill.distill", "Distill"),
     "quantize": Entry(".quantize.weights", "Quantize"),
     "compensate_low_rank": Entry(".quantize.compensate", "CompensateLowRank"),
     "sparse_attention": Entry(".attention.sparse", "SparseAttention"),

@@ -182,3 +182,26 @@ FAMILIES: dict[str, Family] = {
     "MLP-Mixer": Family(Mixer, _pixels, _PIXELS),
     "LSTM classifier": Family(Recurrent, _steps, {"x": {0: _B}}),
 }  # fmt: skip
+
+
+def pruning_families() -> dict[str, Family]:
+    """More families, whose channels hang together in other ways: depthwise, windows, fused heads, biases of positions."""
+    heads = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return {
+        "MobileNetV1": _hf("MobileNetV1Model", "MobileNetV1Config", _pixels, _PIXELS, image_size=32,
+                           depth_multiplier=0.25),
+        "MobileNetV2": _hf("MobileNetV2Model", "MobileNetV2Config", _pixels, _PIXELS, image_size=32,
+                           depth_multiplier=0.35),
+        "ResNet-18": _hf("ResNetForImageClassification", "ResNetConfig", _pixels, _PIXELS, embedding_size=16,
+                         hidden_sizes=[16, 32, 64, 128], depths=[2, 2, 2, 2], layer_type="basic"),
+        "ConvNeXt": _hf("ConvNextModel", "ConvNextConfig", _pixels, _PIXELS, hidden_sizes=[8, 16, 24, 32],
+                        depths=[1, 1, 1, 1], image_size=32),
+        "Swin": _hf("SwinModel", "SwinConfig", _pixels, _PIXELS, image_size=32, patch_size=2, embed_dim=16,
+                    depths=[2, 2], num_heads=[2, 4], window_size=4),
+        "GPT-NeoX": _hf("GPTNeoXForCausalLM", "GPTNeoXConfig", vocab_size=99, intermediate_size=64, use_cache=False,
+                        **heads),
+        "Falcon": _hf("FalconForCausalLM", "FalconConfig", vocab_size=99, use_cache=False, **heads),
+        "Bloom": _hf("BloomForCausalLM", "BloomConfig", vocab_size=99, hidden_size=32, n_layer=2, n_head=4,
+                     use_cache=False),
+        "DeBERTa-v2": _hf("DebertaV2Model", "DebertaV2Config", vocab_size=99, intermediate_size=64, **heads),
+    }  # fmt: skip

@@ -55,7 +55,7 @@ def _hull(order: Order, saving: float) -> list[tuple[int, float]]:
     for at, (step, loss) in enumerate(zip(order.steps, order.losses, strict=True)):
         gone += len(step)
         point = (gone * saving, float(loss), at + 1)
-        while len(points) > 1 and _slope(points[-1], point) <= _slope(points[-2], points[-1]):
+        while len(points) > 1 and _slope(points[-1], point) < _slope(points[-2], points[-1]):
             points.pop()
         points.append(point)
     return [(points[i][2], _slope(points[i - 1], points[i])) for i in range(1, len(points))]
@@ -74,6 +74,9 @@ def uniformly(orders: Sequence[Order], counts: Sequence[int], saved: Callable[[S
         saved: what some steps save.
         goal: to save.
     """
+    nothing = [0] * len(orders)
+    if saved(nothing) >= goal:
+        return nothing
     gone = [np.cumsum([len(step) for step in order.steps]) for order in orders]
 
     def taken(share: float) -> Steps:

@@ -74,8 +74,6 @@ class Biases:
             out = node.outputs[0]
             if out.dtype is None:
                 continue
-            users = [(use.node, use.idx) for use in out.uses()]
             constant = self._edit.initializer(onnx_ir.Tensor(shift.astype(out.dtype.numpy()), dtype=out.dtype), "mean")
-            new = self._edit.at(min((user for user, _ in users), key=order.__getitem__), [node]).op("Add", [out, constant])
-            for user, index in users:
-                user.replace_input_with(index, new)
+            first = min((use.node for use in out.uses()), key=order.__getitem__, default=None)
+            self._edit.replace(out, self._edit.at(first, [node]).op("Add", [out, constant]))

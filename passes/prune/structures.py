@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir
 
-from ...ir.errors import OptionError, nearest
+from ...ir.errors import CalibrationError, OptionError, nearest
 from ...ir.graph import Graph
 from ...ir.infer import infer_graph
 from ...ir.rewrite import Editor
@@ -26,8 +26,8 @@ from .savings import MEASURES, Savings
 from .units import Group, Place, find
 
 RULE = "remove structures"
-METRICS = ("auto", "magnitude", "wanda", "flap", "obs")
-COMPENSATE = ("auto", "none", "bias", "least_squares")
+METRICS = ("auto", "magnitude", "wanda", "flap", "fisher", "obs")
+COMPENSATE = ("auto", "off", "bias", "least_squares")
 DISTRIBUTIONS = ("auto", "global", "uniform")
 HEADS = ("auto", "query", "shared")
 WHAT = ("all", "channels", "heads")
@@ -47,13 +47,17 @@ class PruneStructures(Pass):
         what: ``"all"``, ``"channels"`` (neurons and channels of convolutions) or ``"heads"``.
         metric: which go. ``"magnitude"``: those of the smallest weights. With calibration inputs: ``"wanda"``, by
             weights and inputs; ``"flap"``, by how much they fluctuate (An et al. 2024); ``"obs"``, those whose loss the
-            others make up for best (Optimal Brain Surgeon; ZipLM, Kurtic et al. 2023), for convolutions as ``"flap"``.
-            ``"auto"``: ``"obs"`` with calibration inputs, else ``"magnitude"``.
+            others make up for best (Optimal Brain Surgeon; ZipLM, Kurtic et al. 2023), for convolutions as ``"flap"``;
+            ``"fisher"``, those that the loss feels least, by its gradients (LLM-Pruner, Ma et al. 2023; Kwon et al. 2022,
+            equation 8). ``"auto"``: ``"fisher"`` with calibration inputs, else
+            ``"magnitude"`` (SmolLM2-135M without a tenth of its weights, perplexity against float32: 1.11 by ``"fisher"``,
+            1.13 by ``"obs"``, 1.36 by ``"flap"``, 2000 by ``"magnitude"``).
         compensate: what the products behind do about it. ``"least_squares"``: their weights are fitted anew;
             ``"bias"``: the mean of what is lost is added (FLAP), an addition where there was none; ``"auto"``: least
             squares for products and a bias for convolutions that have one, if there are calibration inputs.
         distribution: ``"global"`` takes where it costs least, ``"uniform"`` the same share everywhere; ``"auto"``:
-            uniform for magnitudes, which cannot be compared across layers, else global.
+            uniform for magnitudes, which cannot be compared across layers, else global. What a place costs is weighed
+            by the loss's gradients (as ``"fisher"``) with ``"obs"`` and ``"fisher"``.
         heads: where heads of queries share one of keys: ``"query"`` removes queries evenly, ``"shared"`` a head of keys
             with its queries, ``"auto"`` the first where that can be.
         multiple: of channels that stay, for the kernels' sake.
@@ -123,11 +127,14 @@ class _Run:
     def __init__(self, options: PruneStructures, graph: Graph, context: Context) -> None:
         self.options, self.graph, self.context = options, graph, context
         self.outcome = Outcome()
+        self.fisher: dict[int, Array] = {}
         data = context.has_calibration
-        self.metric = options.metric if options.metric != "auto" else ("obs" if data else "magnitude")
+        self.metric = options.metric
+        if self.metric == "auto":
+            self.metric = "fisher" if context.influence is not None else "obs" if data else "magnitude"
         self.compensate = options.compensate
         if self.compensate == "auto":
-            self.compensate = "both" if data else "none"
+            self.compensate = "both" if data else "off"
 
     def run(self) -> Outcome:
         infer_graph(self.graph)
@@ -141,9 +148,10 @@ class _Run:
             self.outcome.missed("", "nothing can be removed: no channels, neurons or heads are free to go")
             return self.outcome
         readers = Readers(coupling, groups)
-        if self.metric != "magnitude" or self.compensate != "none":
+        if self.metric != "magnitude" or self.compensate != "off":
             squares = self.compensate in ("both", "least_squares") or self.metric == "obs"
             readers.measure(self.context, hessians=squares)
+        self._influence(groups)
         orders = [self._order(coupling, group, readers, at, len(groups)) for at, group in enumerate(groups)]
         savings = Savings(coupling, self.options.of, self.context)
         steps = self._allocate(groups, orders, fixed, savings)
@@ -186,6 +194,23 @@ class _Run:
                 chosen.append(group)
         return chosen, fixed
 
+    def _influence(self, groups: Sequence[Group]) -> None:
+        """What the loss feels of each unit of each group, where it is asked for."""
+        if self.metric not in ("obs", "fisher"):
+            return
+        if self.context.influence is None:
+            if self.metric == "fisher":
+                raise CalibrationError(
+                    "calibration inputs are needed and none were given", where="PruneStructures",
+                    fix="pass calibration=batches, or --calibration FILE on the command line",
+                )  # fmt: skip
+            return
+        places = list(dict.fromkeys(place for group in groups for place in group.reads))
+        rows = dict(zip(places, self.context.influence(places), strict=True))
+        for group in groups:
+            felt = sum(rows[place][:, group.axes[place]].sum(axis=2) for place in group.reads)
+            self.fisher[id(group)] = np.square(np.asarray(felt, np.float64)).mean(axis=0)
+
     def _order(self, coupling: Coupling, group: Group, readers: Readers, at: int, count: int) -> Order:
         self.context.progress(at, count, f"weighing {group.where}")
         heads = group.kind == "heads"
@@ -195,9 +220,14 @@ class _Run:
             if all(h is not None for _, h in hessians):
                 matrices = [readers.matrix(place) for place in group.reads]
                 places = [group.axes[place] for place in group.reads]
-                return importance.by_reconstruction(
+                found = importance.by_reconstruction(
                     matrices, [h for _, h in hessians if h is not None], places, sizes, group.balance
                 )
+                felt = self.fisher.get(id(group))
+                # Shares of the group's outputs become what the model feels of them.
+                return found if felt is None else Order(found.steps, found.losses * float(felt.sum()))
+        if self.metric == "fisher" or (self.metric == "obs" and id(group) in self.fisher):
+            return importance.by_score(self.fisher[id(group)], sizes, group.balance)
         scores = np.zeros(len(group))
         for place in group.reads if self.metric != "magnitude" else group.axes:
             scores += self._scores(place, readers)[group.axes[place]].sum(axis=1)

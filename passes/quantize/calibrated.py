@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir
 
 from ...ir.errors import CalibrationError, ModelError
-from ...ir.graph import Graph, tensor_of
+from ...ir.graph import SPARSITY, Graph, tensor_of
 from ...ir.noise import OUTPUT_NOISE, WEIGHT_NOISE, decibels
 from ..base import Context
 from ..statistics import Hessian
@@ -114,7 +114,8 @@ class Calibrated:
                 rounded, effective = matrix.copy(), columns.without(hessian, which)
                 rounded[:, which] = 0
                 feedback = self._decompose(weight, effective)
-            codes = self._round(rounded, effective, feedback, scheme, precision)
+            zeros = matrix == 0 if any(SPARSITY in node.metadata_props for node in weight.products) else None
+            codes = self._round(rounded, effective, feedback, scheme, precision, zeros)
         except FloatingPointError as error:
             where = f"weight {weight.value.name!r}"
             raise ModelError(f"{error}", where=where, fix="exclude it, or repair the model") from error
@@ -134,15 +135,22 @@ class Calibrated:
             codes = Codes(rtn.pack(codes.codes), codes.scales, codes.zero_points)
         return Rounded(codes, figures, which, kept)
 
-    def _round(self, matrix: Array, hessian: Array, feedback: gptq.Feedback, scheme: Scheme, precision: Any) -> Codes:
+    def _round(
+        self, matrix: Array, hessian: Array, feedback: gptq.Feedback, scheme: Scheme, precision: Any,
+        zeros: Array | None,
+    ) -> Codes:
+        """Codes of a matrix; weights that a pattern made zero stay zero."""
         if self._method in ("signround", "learned_clip"):
             shifts = self._method == "signround"
-            return learned.learn(matrix, hessian, scheme, shifts=shifts, precision=precision)
+            codes = learned.learn(matrix, hessian, scheme, shifts=shifts, precision=precision)
+            return codes if zeros is None else _with_zeros(codes, zeros, scheme)
         if self._method == "clip":
             return ranges.quantize(matrix, hessian.diagonal(), scheme, precision=precision)
-        codes = gptq.quantize(matrix, feedback, scheme, precision=precision)
+        codes = gptq.quantize(matrix, feedback, scheme, precision=precision, pruned=zeros)
         if self._rounds:
-            codes = refine.refine(matrix, codes, hessian, scheme, rounds=self._rounds, precision=precision)
+            codes = refine.refine(
+                matrix, codes, hessian, scheme, rounds=self._rounds, precision=precision, pruned=zeros
+            )
         return codes
 
     def _feedback(self, weight: Weight) -> tuple[Array, gptq.Feedback]:
@@ -163,6 +171,14 @@ class Calibrated:
             name = _inputs(weight)[0].name
             fix = "look for unusual numbers in the calibration inputs"
             raise CalibrationError(str(error), where=f"input {name!r}", fix=fix) from error
+
+
+def _with_zeros(codes: Codes, zeros: Array, scheme: Scheme) -> Codes:
+    """Codes of which some stand for zero."""
+    k = codes.codes.shape[1]
+    middle = np.full_like(codes.scales, scheme.levels // 2, np.uint8) if codes.zero_points is None else codes.zero_points
+    spread = np.repeat(middle, scheme.group(k), axis=1)[:, :k]
+    return Codes(np.where(zeros, spread, codes.codes), codes.scales, codes.zero_points)
 
 
 def _inputs(weight: Weight) -> list[onnx_ir.Value]:

@@ -95,7 +95,9 @@ def decompose(hessian: Array, *, damping: float = DAMPING, order: Order = "activ
     return Feedback(columns, feedback, importance, damping)
 
 
-def quantize(weights: Array, feedback: Feedback, scheme: Scheme, *, precision: Any = np.float32) -> Codes:
+def quantize(
+    weights: Array, feedback: Feedback, scheme: Scheme, *, precision: Any = np.float32, pruned: Array | None = None
+) -> Codes:
     """Quantize a matrix for the inputs that a Hessian stands for.
 
     Args:
@@ -103,6 +105,7 @@ def quantize(weights: Array, feedback: Feedback, scheme: Scheme, *, precision: A
         feedback: of the Hessian ``[k, k]``.
         scheme: bits, group size, symmetry.
         precision: element type that the scales will be stored in.
+        pruned: bool ``[n, k]``, weights that are zero and stay so; the others make up for nothing in them.
 
     Returns:
         Unpacked codes in the original order of columns.
@@ -117,12 +120,16 @@ def quantize(weights: Array, feedback: Feedback, scheme: Scheme, *, precision: A
     for start in range(0, n, _ROWS):
         rows = slice(start, min(start + _ROWS, n))
         zero = None if zeros is None else zeros[rows].astype(np.float32)
-        codes[rows] = _rows(weights[rows], feedback, scheme, scales[rows], zero)
+        gone = None if pruned is None else pruned[rows]
+        codes[rows] = _rows(weights[rows], feedback, scheme, scales[rows], zero, gone)
     return Codes(codes, scales, zeros)
 
 
-def _rows(weights: Array, feedback: Feedback, scheme: Scheme, scales: Array, zeros: Array | None) -> Array:
+def _rows(
+    weights: Array, feedback: Feedback, scheme: Scheme, scales: Array, zeros: Array | None, pruned: Array | None
+) -> Array:
     n, k = weights.shape
+    gone = None if pruned is None else np.ascontiguousarray(pruned.T)
     group = scheme.group(k)
     # Columns become rows, so that each is one stretch of memory.
     left = np.ascontiguousarray(weights.T[feedback.order])
@@ -149,6 +156,8 @@ def _rows(weights: Array, feedback: Feedback, scheme: Scheme, scales: Array, zer
             np.rint(code, out=code)
             code += z
             np.clip(code, 0, scheme.levels - 1, out=code)
+            if gone is not None:
+                np.copyto(code, z, where=gone[column])
             codes[column] = code
             code -= z
             code *= step[g]

@@ -33,6 +33,7 @@ def refine(
     damping: float = DAMPING,
     rounds: int = ROUNDS,
     precision: Any = np.float32,
+    pruned: Array | None = None,
 ) -> Codes:
     """Improve codes and scales of a matrix for the inputs that a Hessian stands for.
 
@@ -44,6 +45,7 @@ def refine(
         damping: share of the mean of the diagonal that is added to it, against trust in few tokens.
         rounds: how often both steps are taken.
         precision: element type that the scales will be stored in.
+        pruned: bool ``[n, k]``, weights whose codes stay what they are.
 
     Returns:
         Unpacked codes; the error on the damped Hessian is that of ``start`` or less.
@@ -61,13 +63,15 @@ def refine(
         zeros = None if start.zero_points is None else start.zero_points[rows]
         part = Codes(start.codes[rows], start.scales[rows], zeros)
         for _ in range(rounds):
-            part = descend(weights[rows], part, h, scheme)
+            part = descend(weights[rows], part, h, scheme, None if pruned is None else pruned[rows])
             part = fit_scales(weights[rows], part, h, scheme, precision=precision)
         codes[rows], scales[rows] = part.codes, part.scales
     return Codes(codes, scales, start.zero_points)
 
 
-def descend(weights: Array, start: Codes, hessian: Array, scheme: Scheme) -> Codes:
+def descend(
+    weights: Array, start: Codes, hessian: Array, scheme: Scheme, pruned: Array | None = None
+) -> Codes:
     """One sweep over the columns, each rounded to its best value given the others.
 
     Args:
@@ -75,6 +79,7 @@ def descend(weights: Array, start: Codes, hessian: Array, scheme: Scheme) -> Cod
         start: unpacked codes.
         hessian: ``[k, k]`` with a positive diagonal.
         scheme: bits, group size, symmetry.
+        pruned: bool ``[n, k]``, weights whose codes stay what they are.
     """
     k, group = weights.shape[1], scheme.group(weights.shape[1])
     # Columns become rows, so that each is one stretch of memory.
@@ -93,6 +98,8 @@ def descend(weights: Array, start: Codes, hessian: Array, scheme: Scheme) -> Cod
             s = step[j // group]
             code = np.rint(codes[j] + wanted / (diagonal[j] * s))
             np.clip(code, 0, scheme.levels - 1, out=code)
+            if pruned is not None:
+                np.copyto(code, codes[j], where=pruned[:, j])
             np.multiply(code - codes[j], s, out=moved[j - begin])
             codes[j] = code
         pull -= hessian[:, begin:end] @ moved

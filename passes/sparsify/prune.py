@@ -26,7 +26,7 @@ from .reorder import reorder
 RULE = "prune weights"
 METRICS = ("auto", "magnitude", "wanda", "ria", "sparsegpt")
 LAYER_RATIOS = ("uniform", "owl", "global")
-RECONSTRUCT = ("auto", "none", "obs", "least_squares")
+RECONSTRUCT = ("auto", "off", "obs", "least_squares")
 _SAMPLE = 20_000
 """Scores of each layer that a global threshold is found from."""
 _ROWS = 128
@@ -49,7 +49,7 @@ class Prune(Pass):
             ``"ria"`` (Zhang et al. 2024) and ``"sparsegpt"`` (Frantar and Alistarh 2023), in which the weights that
             stay make up for those that go. ``"auto"``: ``"sparsegpt"`` with calibration inputs, else ``"magnitude"``.
         reconstruct: whether the weights that stay move: ``"obs"`` as in SparseGPT, for the masks of other metrics, too;
-            ``"least_squares"`` to the best there is for the mask; ``"none"``; ``"auto"`` is SparseGPT's own or none.
+            ``"least_squares"`` to the best there is for the mask; ``"off"``; ``"auto"`` is SparseGPT's own or none.
         layer_ratios: ``"uniform"``; ``"owl"``, less where a layer has outliers (Yin et al. 2024); ``"global"``, one
             threshold for the scores of all layers.
         ratios: (selector, sparsity) pairs, first match wins; a mapping is taken, too. 0 leaves a product alone.
@@ -143,7 +143,7 @@ class _Run:
             blocks = self.pattern.block != (1, 1)
             self.metric = ("wanda" if blocks else "sparsegpt") if context.has_calibration else "magnitude"
         reconstruct = options.reconstruct
-        self.reconstruct = ("obs" if self.metric == "sparsegpt" else "none") if reconstruct == "auto" else reconstruct
+        self.reconstruct = ("obs" if self.metric == "sparsegpt" else "off") if reconstruct == "auto" else reconstruct
         # With the error carried on, groups must stay together; single columns go best in the order of their inputs.
         self.order: gptq.Order = "none"
         self.inputs: Inputs | None = None
@@ -151,7 +151,7 @@ class _Run:
 
     def run(self) -> Outcome:
         chosen, convolutions = self._choose()
-        hessians = self.metric == "sparsegpt" or self.reconstruct != "none"
+        hessians = self.metric == "sparsegpt" or self.reconstruct != "off"
         moments = self.options.refine_mask
         data = hessians or moments or self.metric != "magnitude"
         if self.options.permute:
@@ -303,7 +303,7 @@ class _Run:
         if self.reconstruct == "least_squares":
             hessian, _ = self._hessian(weight)
             result = least_squares.fit(matrix, result, result != 0 if keep is None else keep, hessian)
-        if self.reconstruct != "none" or self.metric == "sparsegpt":
+        if self.reconstruct != "off" or self.metric == "sparsegpt":
             hessian, _ = self._hessian(weight)
             power = gptq.output_error(matrix, hessian)
             if power > 0:

@@ -20,10 +20,13 @@ from burnish.passes.statistics import (
     HISTOGRAM_LEAST,
     HISTOGRAM_STEPS,
     AbsMax,
+    ChannelMoments,
+    DirectionHessian,
     Hessian,
     Histogram,
     Magnitudes,
     MinMax,
+    Moments,
     Observer,
 )
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -63,12 +66,19 @@ def _histogram(x: Array) -> Array:
     return np.concatenate([[x.min(), x.max()], counts]).astype(np.float32)
 
 
+def _directions(x: Array) -> Array:
+    return x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + 1e-20)
+
+
 _OBSERVERS: Mapping[type[Observer], Callable[[Array], Array]] = {
     Magnitudes: _magnitudes,
     AbsMax: lambda x: np.abs(x).max(axis=0),
     Histogram: _histogram,
     MinMax: lambda x: np.stack([x.min(axis=0), x.max(axis=0)]),
     Hessian: lambda x: x.T @ x / len(x),
+    DirectionHessian: lambda x: _directions(x).T @ _directions(x) / len(x),
+    Moments: lambda x: np.stack([x.mean(axis=0), np.square(x).mean(axis=0)]),
+    ChannelMoments: lambda x: np.stack([x.mean(axis=0), np.square(x).mean(axis=0)]),
 }
 
 
@@ -87,7 +97,8 @@ def calibrated() -> Callable[[onnx_ir.Model, Feeds], Context]:
                 proto.graph.output.append(onnx.helper.make_tensor_value_info(value.name, dtype.value, None))
             found = _session(proto).run(names, dict(feeds))
             compute = _OBSERVERS[type(observer)]
-            return {name: compute(x.reshape(-1, x.shape[-1])) for name, x in zip(names, found, strict=True)}
+            tokens = [np.moveaxis(x, observer.axis, -1) for x in found]
+            return {name: compute(x.reshape(-1, x.shape[-1])) for name, x in zip(names, tokens, strict=True)}
 
         return Context(observe=observe)
 

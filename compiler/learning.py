@@ -1,0 +1,168 @@
+"""Gradients: what passes learn from the reference backend on the calibration inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..backends.reference import Reference
+from ..ir.graph import Graph
+from ..passes.base import Training
+from .inputs import Array, Calibration
+from .progress import Progress
+
+_WARM = 0.1
+"""Share of the steps over which the rate rises."""
+_CLIP = 1.0
+"""Largest norm of the gradients of a step."""
+
+
+class Learning:
+    """What ``Context.distill`` and ``Context.influence`` call.
+
+    Args:
+        graph: that the passes rewrite in place.
+        original: the model as it came; None where no pass compares with it.
+        calibration: the user's inputs.
+        decodes: whether the first output holds logits of next tokens.
+        progress: called during long work.
+    """
+
+    def __init__(
+        self, graph: Graph, original: Graph | None, calibration: Calibration, decodes: bool, progress: Progress
+    ) -> None:
+        self._graph, self._original, self._calibration = graph, original, calibration
+        self._decodes, self._progress = decodes, progress
+
+    def distill(
+        self, values: Sequence[onnx_ir.Value], masked: set[onnx_ir.Value], how: Training
+    ) -> tuple[dict[onnx_ir.Value, Array], list[float]]:
+        """Train constants on the outputs of the model as it came; the loss of each step."""
+        assert self._original is not None
+        student, teacher = Reference(self._graph), Reference(self._original)
+        outputs = _outputs(self._graph, self._decodes)
+        theirs = [v.name or "" for v in self._original.graph.outputs][: len(outputs)]
+        weights = [_Trained(student.constant(value), value in masked, how.rank, how.seed) for value in values]
+        names = [value.name or "" for value in values]
+        optimizer = torch.optim.AdamW([p for w in weights for p in w.parameters], lr=how.rate, weight_decay=0.0)
+        losses: list[float] = []
+        with torch.enable_grad():
+            stream = self._shuffled(how.seed)
+            for step in range(how.steps):
+                self._progress(step, how.steps, "distilling")
+                for group in optimizer.param_groups:
+                    group["lr"] = how.rate * _schedule(step, how.steps)
+                total = 0.0
+                for _ in range(how.batch):
+                    feeds = next(stream)
+                    with torch.no_grad(), _precision(how.precision):
+                        wanted = teacher.run(feeds, theirs)
+                    with _precision(how.precision):
+                        constants = {name: weight.value() for name, weight in zip(names, weights, strict=True)}
+                        made = student.run(feeds, outputs, constants=constants)
+                    loss = self._loss([made[n] for n in outputs], [wanted[n] for n in theirs]) / how.batch
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    total += float(loss.detach())
+                torch.nn.utils.clip_grad_norm_([p for w in weights for p in w.parameters], _CLIP)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                losses.append(total)
+        with torch.no_grad():
+            return {v: w.value().float().numpy() for v, w in zip(values, weights, strict=True)}, losses
+
+    def influence(self, places: Sequence[tuple[onnx_ir.Value, int]]) -> list[Array]:
+        """Derivatives of the loss by factors on places of constants: for each axis [inputs, places]."""
+        model = Reference(self._graph)
+        outputs = _outputs(self._graph, self._decodes)
+        bases = list(dict.fromkeys(value for value, _ in places))
+        leaves = {value.name or "": model.constant(value).detach().requires_grad_() for value in bases}
+        rows: list[list[Array]] = [[] for _ in places]
+        count = sum(1 for _ in self._calibration)
+        generator = torch.Generator().manual_seed(0)
+        for number, feeds in enumerate(self._calibration):
+            self._progress(number, count, "gradients")
+            with torch.enable_grad(), _precision("auto"):
+                made = model.run(feeds, outputs, constants=leaves)
+                first = made[outputs[0]].float()
+                if self._decodes:
+                    targets = torch.as_tensor(np.asarray(feeds["input_ids"]))[:, 1:]
+                    loss = functional.cross_entropy(first[:, :-1].flatten(0, 1), targets.flatten())
+                else:
+                    flat = torch.cat([made[name].float().flatten() for name in outputs])
+                    loss = flat @ torch.randn(flat.numel(), generator=generator) / math.sqrt(flat.numel())
+                grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            found = dict(zip(leaves, grads, strict=True))
+            for row, (value, axis) in zip(rows, places, strict=True):
+                gradient, weight = found[value.name or ""], leaves[value.name or ""]
+                others = [a for a in range(weight.dim()) if a != axis]
+                if gradient is None:
+                    row.append(np.zeros(weight.shape[axis], np.float32))
+                else:
+                    row.append((gradient * weight).sum(others).detach().numpy())
+        return [np.stack(row) for row in rows]
+
+    def _loss(self, made: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+        if self._decodes:
+            log_q = torch.log_softmax(made[0].float(), -1)
+            log_p = torch.log_softmax(wanted[0].float(), -1)
+            return functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).mean()
+        parts = [(a.float() - b.float()).square().sum() / b.float().square().sum().clamp_min(1e-12)
+                 for a, b in zip(made, wanted, strict=True)]  # fmt: skip
+        return torch.stack(parts).mean()
+
+    def _shuffled(self, seed: int) -> Iterator[Mapping[str, Any]]:
+        """The calibration inputs over and over, each time in another order."""
+        items = list(self._calibration)
+        generator = np.random.default_rng(seed)
+        while True:
+            for at in generator.permutation(len(items)):
+                yield items[at]
+
+
+class _Trained:
+    """A constant that learns: itself, or a product of two thin matrices beside it."""
+
+    def __init__(self, start: Tensor, masked: bool, rank: int, seed: int) -> None:
+        self._mask = (start != 0) if masked else None
+        self._base: Tensor | None = None
+        if rank and start.dim() == 2 and rank < min(start.shape):
+            generator = torch.Generator().manual_seed(seed)
+            self._base = start
+            down = torch.randn(start.shape[0], rank, generator=generator) / math.sqrt(rank)
+            self.parameters = [down.requires_grad_(), torch.zeros(rank, start.shape[1]).requires_grad_()]
+        else:
+            self.parameters = [start.clone().requires_grad_()]
+
+    def value(self) -> Tensor:
+        """The constant as it is now."""
+        found = self.parameters[0] if self._base is None else self._base + self.parameters[0] @ self.parameters[1]
+        return found if self._mask is None else found * self._mask
+
+
+def _outputs(graph: Graph, decodes: bool) -> list[str]:
+    """Names of the outputs that count: the logits of a language model, else all of floating point."""
+    names = [v.name or "" for v in graph.graph.outputs if v.dtype is None or v.dtype.is_floating_point()]
+    return names[:1] if decodes else names
+
+
+def _schedule(step: int, steps: int) -> float:
+    warm = max(1, round(_WARM * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def _precision(wanted: str) -> contextlib.AbstractContextManager[Any]:
+    """Products in bfloat16 where that is wanted, or faster."""
+    fast = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_amx_tile_supported()
+    if wanted == "bfloat16" or (wanted == "auto" and fast):
+        return torch.autocast("cpu", torch.bfloat16)
+    return contextlib.nullcontext()
