@@ -1,54 +1,22 @@
 """Every way to round weights, alone and together, on SmolLM2: perplexity, divergence, size, time and memory.
 
-Each row is compiled in a process of its own and measured on the artifact in another. Rows that ``methods.json`` holds
-already are kept; ``--again`` measures them anew, ``--only TEXT`` takes the rows whose name contains the text.
+``python -m burnish.tools.bench_methods`` measures as :mod:`.recipe_rows` says, into ``benchmarks/methods.json``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
-import shutil
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..compiler.accuracy import log_softmax
-from ..compiler.api import export
-from ..compiler.benchmark.machine import describe_machine
 from ..compiler.plots import plot_frontier
-from ..ir.errors import ModelError
-from .bench_results import Check, fill, method_table, write_results
-from .fetch import model_path
-from .memory import measure
-from .perplexity import file_logits, negative_log_likelihood, perplexity
-from .text import calibration_text, held_out_text, load_tokenizer, news_text, windows
+from .bench_results import Check, fill, method_table
+from .recipe_rows import FLOAT, ROOT, Bench, Recipe
 
-ROOT = Path(__file__).resolve().parents[1]
-FLOAT = "float32"
 STATIC_PLAIN, STATIC_SMOOTH = "W8A8 static, RTN", "W8A8 static, SmoothQuant 0.8 + RTN"
 W3_PLAIN = "3 bits g128 products RTN"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A row of the table.
-
-    Attributes:
-        passes: the specification.
-        data: how many calibration sequences of 512 tokens it gets.
-        limit: what the ratio of perplexities must not be above, if something is asked of it.
-    """
-
-    passes: str
-    data: int = 32
-    limit: float | None = None
 
 
 _TABLE = "overrides={'lm_head':'w8a16'}"
@@ -111,94 +79,6 @@ RECIPES: dict[str, Recipe] = {
 """Rows by name, in the order of the table."""
 
 
-def compress(name: str, folder: Path) -> None:
-    """Compile SmolLM2 by a recipe into a folder."""
-    recipe = RECIPES[name]
-    calibration = None
-    if recipe.data:
-        tokens = windows(load_tokenizer(model_path("smollm2")), calibration_text(), recipe.data)
-        calibration = [{"input_ids": row[None]} for row in tokens]
-    # Nothing but compressing is measured: outputs are compared by the other process.
-    source = model_path("smollm2")
-    export(source, folder, passes=recipe.passes, calibration=calibration, cache=False, verify="off")
-
-
-def divergence(reference: np.ndarray[Any, Any], logits: np.ndarray[Any, Any]) -> float:
-    """Sum over positions of KL(p ‖ q) in nats, p by the reference: both ``[positions, vocabulary]``."""
-    total = 0.0
-    for start in range(0, len(logits), 64):
-        p, q = (log_softmax(part[start : start + 64].astype(np.float64)) for part in (reference, logits))
-        total += float((np.exp(p) * (p - q)).sum())
-    return total
-
-
-def judge(folder: Path, reference: Path, count: int) -> dict[str, float]:
-    """Perplexity, divergence from the reference's logits and agreement on held-out text, and perplexity on news.
-
-    Args:
-        folder: the compiled model.
-        reference: where the logits of float32 are kept; written if it is not there.
-        count: windows of 512 tokens.
-    """
-    ids = windows(load_tokenizer(model_path("smollm2")), held_out_text(), count)
-    forward = file_logits(folder)
-    own = not reference.exists()
-    total = kl = agree = 0.0
-    scratch = reference.with_suffix(".partial")
-    shape = (count, ids.shape[1], 49152)
-    kept = (
-        np.lib.format.open_memmap(scratch, "w+", np.float32, shape)
-        if own
-        else np.lib.format.open_memmap(reference, "r")
-    )
-    for index, window in enumerate(ids):
-        logits = forward(window[None])[0]
-        if own:
-            kept[index] = logits
-        total += negative_log_likelihood(logits[:-1], window[1:])
-        kl += divergence(kept[index][:-1], logits[:-1])
-        agree += float((kept[index][:-1].argmax(axis=-1) == logits[:-1].argmax(axis=-1)).sum())
-    if own:
-        scratch.replace(reference)
-    tokens = count * (ids.shape[1] - 1)
-    news = windows(load_tokenizer(model_path("smollm2")), news_text(), count)
-    return {
-        "perplexity": math.exp(total / tokens),
-        "divergence": kl / tokens,
-        "agreement": agree / tokens,
-        "news": perplexity(forward, news),
-    }
-
-
-def row(name: str, work: Path, count: int) -> dict[str, Any]:
-    """One row, its two steps in processes of their own."""
-    folder = work / f"methods-{list(RECIPES).index(name)}"
-    shutil.rmtree(folder, ignore_errors=True)
-    work.mkdir(parents=True, exist_ok=True)
-    me = [sys.executable, "-m", "burnish.tools.bench_methods"]
-    try:
-        usage = measure([*me, "--compress", name, str(folder)])
-        if usage.status:
-            raise ModelError(f"compiling ended with status {usage.status}", where=name)
-        reference = work / f"methods-float32-{count}.npy"
-        command = [*me, "--judge", str(folder), str(reference), "--windows", str(count)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        figures = json.loads(done.stdout.splitlines()[-1])
-        manifest = json.loads((folder / "burnish.json").read_text())
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    weights = manifest.get("weights")
-    return {
-        "passes": RECIPES[name].passes,
-        "sequences": RECIPES[name].data,
-        **figures,
-        "bits_per_weight": round(8 * manifest["weight_bytes"] / weights, 4) if weights else 32.0,
-        "seconds": usage.seconds,
-        "peak_anonymous_bytes": usage.peak_anonymous,
-        "windows": count,
-    }
-
-
 def checks(rows: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Limits on the rows that are there."""
     found = []
@@ -234,55 +114,15 @@ def draw(rows: Mapping[str, Any], path: Path) -> None:
     plot_frontier(points, path, x="bits per weight, all weights", y="KL divergence from float32, nats")
 
 
-def _chosen(name: str, only: str) -> bool:
-    return name == only if only in RECIPES else only in name
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the rows that are missing and write ``methods.json`` and its table."""
-    parser = argparse.ArgumentParser(prog="python -m burnish.tools.bench_methods", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", metavar="TEXT", help="the row of this name, or those that contain it")
-    parser.add_argument("--again", action="store_true", help="measure rows that are there already, too")
-    parser.add_argument("--windows", type=int, default=8, help="windows of 512 tokens of held-out text")
-    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where compiled models go")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks", help="where methods.json goes")
-    parser.add_argument("--render", action="store_true", help="measure nothing, write the table from the results")
-    parser.add_argument("--list", action="store_true", help="print the rows and whether they are measured")
-    parser.add_argument("--compress", nargs=2, metavar=("ROW", "FOLDER"), help=argparse.SUPPRESS)
-    parser.add_argument("--judge", nargs=2, metavar=("FOLDER", "LOGITS"), help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.compress:
-        compress(options.compress[0], Path(options.compress[1]))
-        return 0
-    if options.judge:
-        print(json.dumps(judge(Path(options.judge[0]), Path(options.judge[1]), options.windows)))
-        return 0
-    path = options.out / "methods.json"
-    kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {}
-    if options.list:
-        for name in RECIPES:
-            print(f"{'measured' if name in kept else 'missing '} {name}")
-        return 0
-    failed = 0
-    if not options.render:
-        wanted = [name for name in RECIPES if _chosen(name, options.only) and (options.again or name not in kept)]
-        if FLOAT not in kept and FLOAT not in wanted:
-            wanted.insert(0, FLOAT)
-        for name in wanted:
-            kept[name] = row(name, options.work, options.windows)
-            print(f"{name}: {kept[name]}", flush=True)
-            # Written after each row, so that what is measured is not measured again.
-            ordered = {known: kept[known] for known in RECIPES if known in kept}
-            results = {"model": "SmolLM2-135M-Instruct", "rows": ordered, "checks": checks(ordered)}
-            failed = write_results(path, results | {"machine": describe_machine()})
-    if options.out != ROOT / "benchmarks":
-        return failed
-    draw(kept, ROOT / "docs" / "images" / "methods.svg")
+def publish(rows: Mapping[str, Any], path: Path) -> None:
+    """Draw the picture and write the table of the page."""
+    draw(rows, ROOT / "docs" / "images" / "methods.svg")
     document = ROOT / "docs" / "quantization.md"
     table = method_table(json.loads(path.read_text(encoding="utf-8")))
     document.write_text(fill(document.read_text(encoding="utf-8"), {"methods": table}), encoding="utf-8")
-    return failed
 
+
+BENCH = Bench("burnish.tools.bench_methods", "methods.json", RECIPES, checks, publish)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(BENCH.main())

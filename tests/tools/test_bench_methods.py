@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from burnish.passes.spec import implied, parse
-from burnish.tools.bench_methods import FLOAT, RECIPES, STATIC_PLAIN, STATIC_SMOOTH, best_of, checks, draw
+from burnish.tools.bench_methods import RECIPES, STATIC_PLAIN, STATIC_SMOOTH, best_of, checks, draw
+from burnish.tools.recipe_rows import FLOAT
 
 
 def row(perplexity: float, bits: float = 4.6, divergence: float = 0.1) -> dict[str, Any]:

@@ -1,0 +1,191 @@
+"""How low-bit and 2:4 weights lie in memory for the kernels.
+
+A *quad* is 4 neighbouring input channels of a row, of which the pattern 2:4 keeps two. Values come in two planes, the
+first kept value of each quad and the second, so that neighbouring threads read neighbouring numbers. The places of both
+in their quad are 2 bits each, 4 bits a quad, 8 quads a 32-bit word. With 4-bit codes a quad is one byte: the code of the
+first value in the low half.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...ir.errors import ModelError
+
+QUADS_PER_WORD = 8
+COLUMNS_PER_WORD = 4 * QUADS_PER_WORD
+
+
+@dataclass(frozen=True)
+class Sparse24:
+    """A matrix [N, K] with the pattern 2:4.
+
+    Attributes:
+        values: [2, N, K / 4], the first and the second kept value of each quad.
+        places: int32 [N, K / 32], where they are.
+        columns: K before it was padded to a multiple of 32.
+    """
+
+    values: Tensor
+    places: Tensor
+    columns: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K), K padded."""
+        return self.values.shape[1], 4 * self.values.shape[2]
+
+
+@dataclass(frozen=True)
+class Sparse24Codes:
+    """A matrix [N, K] with the pattern 2:4 in 4-bit codes; a code c stands for (c - 8) scale.
+
+    Attributes:
+        codes: uint8 [N, K / 4], one byte a quad.
+        places: int32 [N, K / 32].
+        scales: [N, K / group].
+        group: columns that share a scale.
+    """
+
+    codes: Tensor
+    places: Tensor
+    scales: Tensor
+    group: int
+
+
+@dataclass(frozen=True)
+class Codes4:
+    """A dense matrix [N, K] in 4-bit codes; a code c stands for (c - 8) scale.
+
+    Attributes:
+        codes: uint8 [N, K / 2]; byte j of a group holds its column j in the low half and column j + group / 2 above.
+        scales: [N, K / group].
+        group: columns that share a scale.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    group: int
+
+
+def pack24(weights: Tensor) -> Sparse24:
+    """Pack [N, K] weights, of which in every quad at most two are not zero.
+
+    Raises:
+        ModelError: a quad has more, which one is said; or K is no multiple of 4.
+    """
+    values, places = _chosen(weights)
+    return Sparse24(torch.stack([values[..., 0], values[..., 1]]).contiguous(), _words(places), weights.shape[1])
+
+
+def unpack24(packed: Sparse24) -> Tensor:
+    """The weights [N, K]."""
+    values = packed.values.permute(1, 2, 0)
+    return _spread(values, _unwords(packed.places))[:, : packed.columns]
+
+
+def quantize24(weights: Tensor, group: int = 64) -> Sparse24Codes:
+    """Round [N, K] weights with the pattern 2:4 to 4 bits, one scale for ``group`` columns.
+
+    Raises:
+        ModelError: the pattern is violated, or K is no multiple of the group.
+    """
+    _check_group(weights, group)
+    values, places = _chosen(weights)
+    n, quads, _ = values.shape
+    grouped = values.reshape(n, -1, group // 4 * 2)
+    scales = _scales(grouped)
+    codes = _round(grouped, scales).reshape(n, quads, 2)
+    packed = codes[..., 0] | (codes[..., 1] << 4)
+    return Sparse24Codes(packed.to(torch.uint8).contiguous(), _words(places), scales.to(weights.dtype), group)
+
+
+def dequantize24(packed: Sparse24Codes) -> Tensor:
+    """The weights [N, K] that the codes stand for."""
+    low, high = packed.codes & 15, packed.codes >> 4
+    values = torch.stack([low, high], -1).to(packed.scales.dtype) - 8
+    values = values * packed.scales.repeat_interleave(packed.group // 4, 1).unsqueeze(-1)
+    return _spread(values, _unwords(packed.places))
+
+
+def quantize4(weights: Tensor, group: int = 64) -> Codes4:
+    """Round [N, K] weights to 4 bits, one scale for ``group`` columns.
+
+    Raises:
+        ModelError: K is no multiple of the group.
+    """
+    _check_group(weights, group)
+    n, k = weights.shape
+    grouped = weights.reshape(n, k // group, group)
+    scales = _scales(grouped)
+    codes = _round(grouped, scales)
+    packed = codes[..., : group // 2] | (codes[..., group // 2 :] << 4)
+    return Codes4(packed.reshape(n, k // 2).to(torch.uint8).contiguous(), scales.to(weights.dtype), group)
+
+
+def dequantize4(packed: Codes4) -> Tensor:
+    """The weights [N, K] that the codes stand for."""
+    n, half = packed.codes.shape
+    grouped = packed.codes.reshape(n, -1, packed.group // 2)
+    values = torch.cat([grouped & 15, grouped >> 4], -1).to(packed.scales.dtype) - 8
+    return (values * packed.scales.unsqueeze(-1)).reshape(n, 2 * half)
+
+
+def _check_group(weights: Tensor, group: int) -> None:
+    if group % COLUMNS_PER_WORD or weights.shape[1] % group:
+        raise ModelError(
+            f"{weights.shape[1]} input channels are no multiple of the group of {group}, or that is none of 32",
+            where="backends/triton", fix="choose a group of 32, 64 or 128 that divides them",
+        )  # fmt: skip
+
+
+def _scales(grouped: Tensor) -> Tensor:
+    largest = grouped.abs().amax(-1).float() / 7
+    return torch.where(largest == 0, torch.ones_like(largest), largest)
+
+
+def _round(grouped: Tensor, scales: Tensor) -> Tensor:
+    return (torch.round(grouped.float() / scales.unsqueeze(-1)).clamp(-8, 7) + 8).to(torch.int32)
+
+
+def _chosen(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Kept values [N, K / 4, 2] and their places, K padded to whole words."""
+    if weights.dim() != 2 or weights.shape[1] % 4:
+        raise ModelError(
+            f"weights of shape {list(weights.shape)} have no whole quads", where="backends/triton",
+            fix="use a matrix whose input channels are a multiple of 4",
+        )  # fmt: skip
+    short = -weights.shape[1] % COLUMNS_PER_WORD
+    padded = torch.nn.functional.pad(weights, (0, short))
+    quads = padded.reshape(len(padded), -1, 4)
+    nonzero = quads != 0
+    if bool((nonzero.sum(-1) > 2).any()):
+        row, quad = (int(i) for i in torch.nonzero(nonzero.sum(-1) > 2)[0])
+        raise ModelError(
+            f"row {row} has more than 2 weights other than zero in columns {4 * quad} to {4 * quad + 3}",
+            where="backends/triton", fix='prune with pattern="2:4" first',
+        )  # fmt: skip
+    # Those that are not zero first, in their order; zeros fill up what is missing.
+    order = torch.argsort((~nonzero).to(torch.int8), dim=-1, stable=True)[..., :2].sort(-1).values
+    return quads.gather(-1, order), order
+
+
+def _words(places: Tensor) -> Tensor:
+    nibbles = (places[..., 0] | (places[..., 1] << 2)).reshape(len(places), -1, QUADS_PER_WORD).long()
+    shifts = 4 * torch.arange(QUADS_PER_WORD, device=places.device)
+    words = (nibbles << shifts).sum(-1)
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32).contiguous()
+
+
+def _unwords(words: Tensor) -> Tensor:
+    shifts = 4 * torch.arange(QUADS_PER_WORD, device=words.device)
+    nibbles = ((words.long().unsqueeze(-1) >> shifts) & 15).reshape(len(words), -1)
+    return torch.stack([nibbles & 3, nibbles >> 2], -1)
+
+
+def _spread(values: Tensor, places: Tensor) -> Tensor:
+    quads = torch.zeros(*values.shape[:2], 4, dtype=values.dtype, device=values.device)
+    return quads.scatter(-1, places, values).reshape(len(values), -1)

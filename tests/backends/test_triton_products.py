@@ -1,0 +1,85 @@
+"""Products on compressed weights: packing, the interpreter against PyTorch, compilation ahead of time, errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from burnish.backends.triton import packing, products
+from burnish.ir.errors import InputError, ModelError
+from hypothesis import given
+from hypothesis import strategies as st
+
+HERE = Path(__file__).resolve().parent
+
+
+@given(st.integers(1, 9), st.integers(1, 20), st.integers(0, 99))
+def test_packing_is_undone(n: int, quads: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(n, quads, 4, generator=generator)
+    # Any two of each quad at most, none at all included.
+    gone = torch.rand(n, quads, 4, generator=generator).argsort(-1) < torch.randint(2, 5, (n, quads, 1), generator=generator)
+    weights = torch.where(gone, 0.0, weights).reshape(n, -1)
+    packed = packing.pack24(weights)
+    assert torch.equal(packing.unpack24(packed), weights)
+    assert packed.values.numel() + 0 == 2 * n * packed.shape[1] // 4
+
+
+def test_codes_are_within_half_a_step() -> None:
+    weights = torch.randn(16, 128).reshape(16, 32, 4)
+    weights[..., :2] = 0
+    weights = weights.reshape(16, 128)
+    coded = packing.quantize24(weights, 64)
+    steps = coded.scales.repeat_interleave(64, 1)
+    # A half step, and float32's rounding of the scale.
+    assert ((packing.dequantize24(coded) - weights).abs() <= 0.5001 * steps).all()
+    dense = torch.randn(16, 128)
+    packed = packing.quantize4(dense, 64)
+    assert ((packing.dequantize4(packed) - dense).abs() <= 0.5001 * packed.scales.repeat_interleave(64, 1)).all()
+
+
+def test_a_violated_pattern_is_named() -> None:
+    weights = torch.zeros(3, 16)
+    weights[1, 9:12] = 1
+    with pytest.raises(ModelError, match="row 1 .* columns 8 to 11"):
+        packing.pack24(weights)
+    with pytest.raises(ModelError, match="no whole quads"):
+        packing.pack24(torch.zeros(2, 6))
+    with pytest.raises(ModelError, match="no multiple"):
+        packing.quantize24(torch.zeros(2, 96), 64)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    packed = packing.pack24(torch.zeros(8, 64))
+    for x, bias in (
+        (torch.zeros(2, 60), None), (torch.zeros(2, 64, dtype=torch.float16), None),
+        (torch.zeros(2, 64), torch.zeros(7)), (torch.zeros(2, 64, dtype=torch.int32), None),
+    ):  # fmt: skip
+        with pytest.raises(InputError):
+            products.sparse24(x, packed, bias)
+
+
+def _run(arguments: list[str], *, interpret: bool) -> subprocess.CompletedProcess[str]:
+    # Whether kernels are interpreted is decided when they are defined: each way needs a process of its own.
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    if interpret:
+        environment["TRITON_INTERPRET"] = "1"
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
+
+
+def test_products_equal_pytorch() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    done = _run([str(HERE / "interpreted_products.py")], interpret=True)
+    assert done.returncode == 0 and "all right" in done.stdout, done.stderr[-2000:]
+
+
+def test_kernels_compile_ahead_of_time_without_spills() -> None:
+    """One type here; ``tools/aot_check.py`` compiles them all."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    done = _run(["-m", "burnish.tools.aot_check", "--only", "bf16"], interpret=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert done.stdout.count("sm_90") == 9
