@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .canonicalize.canonicalize import Canonicalize as Canonicalize
     from .distill.distill import Distill as Distill
     from .fuse.merge_products import MergeProducts as MergeProducts
+    from .prune.layers import DropLayers as DropLayers
     from .prune.structures import PruneStructures as PruneStructures
     from .quantize.compensate import CompensateLowRank as CompensateLowRank
     from .quantize.weights import Quantize as Quantize
@@ -32,6 +33,7 @@ _HOME = {
     "CompensateLowRank": ".quantize.compensate",
     "Context": ".base",
     "Distill": ".distill.distill",
+    "DropLayers": ".prune.layers",
     "EqualizeLog": ".smooth.equalize",
     "LinearizeAttention": ".attention.linear",
     "MergeProducts": ".fuse.merge_products",
@@ -55,6 +57,7 @@ __all__ = [
     "CompensateLowRank",
     "Context",
     "Distill",
+    "DropLayers",
     "EqualizeLog",
     "LinearizeAttention",
     "MergeProducts",

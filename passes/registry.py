@@ -25,6 +25,7 @@ class Entry:
 PASSES: dict[str, Entry] = {
     "canonicalize": Entry(".canonicalize.canonicalize", "Canonicalize"),
     "recover": Entry(".recover.recover", "Recover"),
+    "drop_layers": Entry(".prune.layers", "DropLayers"),
     "prune_structures": Entry(".prune.structures", "PruneStructures"),
     "rotate": Entry(".rotate.rotate", "Rotate"),
     "smoothquant": Entry(".smooth.smoothquant", "SmoothQuant"),
