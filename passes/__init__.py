@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from .canonicalize.canonicalize import Canonicalize as Canonicalize
     from .distill.distill import Distill as Distill
     from .fuse.merge_products import MergeProducts as MergeProducts
+    from .prune.experts import PruneExperts as PruneExperts
     from .prune.layers import DropLayers as DropLayers
+    from .prune.slice_hidden import SliceHidden as SliceHidden
     from .prune.structures import PruneStructures as PruneStructures
     from .quantize.compensate import CompensateLowRank as CompensateLowRank
     from .quantize.weights import Quantize as Quantize
@@ -40,12 +42,14 @@ _HOME = {
     "Outcome": ".base",
     "Pass": ".base",
     "Prune": ".sparsify.prune",
+    "PruneExperts": ".prune.experts",
     "PruneStructures": ".prune.structures",
     "Quantize": ".quantize.weights",
     "QuantizeCache": ".attention.quantize_cache",
     "Recover": ".recover.recover",
     "Rotate": ".rotate.rotate",
     "ScaleSalientChannels": ".smooth.salient",
+    "SliceHidden": ".prune.slice_hidden",
     "SmoothQuant": ".smooth.smoothquant",
     "SparseAttention": ".attention.sparse",
     "Stage": ".base",
@@ -64,12 +68,14 @@ __all__ = [
     "Outcome",
     "Pass",
     "Prune",
+    "PruneExperts",
     "PruneStructures",
     "Quantize",
     "QuantizeCache",
     "Recover",
     "Rotate",
     "ScaleSalientChannels",
+    "SliceHidden",
     "SmoothQuant",
     "SparseAttention",
     "Stage",

@@ -26,6 +26,8 @@ PASSES: dict[str, Entry] = {
     "canonicalize": Entry(".canonicalize.canonicalize", "Canonicalize"),
     "recover": Entry(".recover.recover", "Recover"),
     "drop_layers": Entry(".prune.layers", "DropLayers"),
+    "slice_hidden": Entry(".prune.slice_hidden", "SliceHidden"),
+    "prune_experts": Entry(".prune.experts", "PruneExperts"),
     "prune_structures": Entry(".prune.structures", "PruneStructures"),
     "rotate": Entry(".rotate.rotate", "Rotate"),
     "smoothquant": Entry(".smooth.smoothquant", "SmoothQuant"),

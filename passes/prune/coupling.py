@@ -109,12 +109,18 @@ class Axis:
 
 
 class Coupling:
-    """The analysis of one graph, which it does not change."""
+    """The analysis of one graph, which it does not change.
 
-    def __init__(self, graph: Graph) -> None:
+    Args:
+        graph: to analyse.
+        across_norms: let channels that a normalization computes over go one by one: what stays is then normalized by
+            what is left, which is not what masking gives.
+    """
+
+    def __init__(self, graph: Graph, *, across_norms: bool = False) -> None:
         from .rules import RULES, default
 
-        self.graph = graph
+        self.graph, self.across_norms = graph, across_norms
         self.grids: dict[onnx_ir.Value, Grid] = {}
         self.weights: dict[onnx_ir.Value, dict[int, Axis]] = {}
         self.cuts: list[Cut] = []

@@ -178,7 +178,8 @@ def normalization(c: Coupling, node: onnx_ir.Node) -> None:
     if axes is None:
         c.stop(node, f"{node.op_type} reads it")
         return
-    _together(c, node, grid, axes)
+    if not (c.across_norms and is_op(node, "RMSNormalization", "LayerNormalization")):
+        _together(c, node, grid, axes)
     dimensions = rank(node.inputs[0]) or 0
     for index, value in list(enumerate(node.inputs))[1:]:
         tensor = tensor_of(value)

@@ -64,7 +64,7 @@ class Rotate(Pass):
                 outcome.missed(reader or where, f"its stream is not rotated: {reason}", channels=stream.size)
                 continue
             q = rotation(stream.size, self.seed, keep_mean=stream.centered)
-            added = _rotate(edit, stream, q)
+            added = rotate_stream(edit, stream, q)
             outcome.count(RULE)
             products = len(stream.writers) + len(stream.readers) + sum(len(norm.products) for norm in stream.norms)
             more = f"; {added} product added before the shared head" if added else ""
@@ -83,7 +83,7 @@ class Rotate(Pass):
         return outcome
 
 
-def _rotate(edit: Editor, stream: Stream, q: Array) -> int:
+def rotate_stream(edit: Editor, stream: Stream, q: Array) -> int:
     """Rotate everything around a stream; the number of products added."""
     for _, matrix in stream.writers:
         fold.outputs(edit, matrix, q)
