@@ -159,7 +159,7 @@ class Editor:
             return
         self._unify(old, new)
         if old.is_graph_output():
-            self._replace_output(old, new)
+            self.replace_output(old, new)
         maker = new.producer()
         for user, index in tuple(old.uses()):
             if user is not maker:
@@ -184,7 +184,8 @@ class Editor:
         elif dims is not None and not all(map(known, new.shape)):
             new.shape = onnx_ir.Shape([a if known(a) else b for a, b in zip(new.shape, dims, strict=True)])
 
-    def _replace_output(self, old: onnx_ir.Value, new: onnx_ir.Value) -> None:
+    def replace_output(self, old: onnx_ir.Value, new: onnx_ir.Value) -> None:
+        """Let ``new`` be the output of the graph that ``old`` is, under its name; other readers of ``old`` stay."""
         name = old.name
         owner = old.graph
         assert owner is not None

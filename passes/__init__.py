@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .prune.layers import DropLayers as DropLayers
     from .prune.slice_hidden import SliceHidden as SliceHidden
     from .prune.structures import PruneStructures as PruneStructures
+    from .prune.tokens import PruneTokens as PruneTokens
     from .quantize.compensate import CompensateLowRank as CompensateLowRank
     from .quantize.weights import Quantize as Quantize
     from .recover.recover import Recover as Recover
@@ -43,6 +44,7 @@ _HOME = {
     "Pass": ".base",
     "Prune": ".sparsify.prune",
     "PruneExperts": ".prune.experts",
+    "PruneTokens": ".prune.tokens",
     "PruneStructures": ".prune.structures",
     "Quantize": ".quantize.weights",
     "QuantizeCache": ".attention.quantize_cache",
@@ -70,6 +72,7 @@ __all__ = [
     "Prune",
     "PruneExperts",
     "PruneStructures",
+    "PruneTokens",
     "Quantize",
     "QuantizeCache",
     "Recover",

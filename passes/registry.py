@@ -28,6 +28,7 @@ PASSES: dict[str, Entry] = {
     "drop_layers": Entry(".prune.layers", "DropLayers"),
     "slice_hidden": Entry(".prune.slice_hidden", "SliceHidden"),
     "prune_experts": Entry(".prune.experts", "PruneExperts"),
+    "prune_tokens": Entry(".prune.tokens", "PruneTokens"),
     "prune_structures": Entry(".prune.structures", "PruneStructures"),
     "rotate": Entry(".rotate.rotate", "Rotate"),
     "smoothquant": Entry(".smooth.smoothquant", "SmoothQuant"),

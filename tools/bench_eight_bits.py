@@ -96,7 +96,7 @@ def encoders(work: Path, rounds: int, checks: list[Check]) -> dict[str, Any]:
         "attention_mask": np.ones((8, 128), np.int64),
         "token_type_ids": np.zeros((8, 128), np.int64),
     }
-    result = _measure(sides, [Scenario("call", "run")], rounds, inputs)
+    result = measure_sides(sides, [Scenario("call", "run")], rounds, inputs)
     checks += [
         Check("MiniLM w8a8: 1 - cosine on 200 sentences", 1 - accuracy["w8a8"], 0.002, ""),
         Check("MiniLM w4a16, groups of 32: 1 - cosine", 1 - accuracy["w4a16, groups of 32"], 0.005, ""),
@@ -133,7 +133,7 @@ def detectors(work: Path, rounds: int, checks: list[Check]) -> dict[str, Any]:
             sides.append(Side(RUNTIME, str(other)))
         except Exception as error:  # whatever it raises is the row
             missing[RUNTIME] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-        result = _measure(sides, [Scenario("call", "run")], rounds, {key: images[1]})
+        result = measure_sides(sides, [Scenario("call", "run")], rounds, {key: images[1]})
         print(f"{name}: {agreement} {missing}", flush=True)
         ours = agreement["static"]
         checks.append(Check(f"{name} static: time against float32", result.ratio("call", "static"), 1 / 1.5, "×"))
@@ -197,7 +197,7 @@ def decoders(work: Path, rounds: int, checks: list[Check]) -> dict[str, Any]:
         side.name: {name: perplexity(file_logits(side.source), ids) for name, ids in texts.items()} for side in sides
     }
     scenarios = [prefill(128), prefill(512)]
-    result = _measure(sides, scenarios, rounds, None)
+    result = measure_sides(sides, scenarios, rounds, None)
     for scenario in scenarios:
         label = f"SmolLM2 w8a8: {scenario.name} against float32"
         checks.append(Check(label, result.ratio(scenario.name, "w8a8"), 1 / 2.7, "×"))
@@ -206,9 +206,10 @@ def decoders(work: Path, rounds: int, checks: list[Check]) -> dict[str, Any]:
     return result.to_json() | {"perplexity": perplexities}
 
 
-def _measure(
+def measure_sides(
     sides: Sequence[Side], scenarios: Sequence[Scenario], rounds: int, inputs: Mapping[str, Array] | None
 ) -> Result:
+    """Time scenarios on both sides, a process a side, rounds alternated."""
     with terminal_progress() as progress:
         result = benchmark(*sides, scenarios=scenarios, inputs=inputs, rounds=rounds, progress=progress)
     print(result, flush=True)
