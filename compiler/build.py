@@ -287,9 +287,7 @@ def _compile(
         if calibration is not None:
             observe = stack.enter_context(Statistics(graph, calibration, folder.parent, progress, cache=store))
         random = on_random_tokens(stack, imported, graph, folder.parent, progress)
-        context = pass_context(
-            stack, imported, how.target, calibration, folder.parent, store, progress, how.passes
-        )
+        context = pass_context(stack, imported, how.target, calibration, folder.parent, store, progress, how.passes)
         context = replace(context, observe=observe, observe_made_up=random)
         accuracy = accuracy_check(
             stack, imported, how.passes, how.evaluation, how.verify, how.target, calibration, folder.parent, remarks

@@ -98,15 +98,12 @@ class Learning:
                 else:
                     flat = torch.cat([made[name].float().flatten() for name in outputs])
                     loss = flat @ torch.randn(flat.numel(), generator=generator) / math.sqrt(flat.numel())
-                grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+                grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
             found = dict(zip(leaves, grads, strict=True))
             for row, (value, axis) in zip(rows, places, strict=True):
                 gradient, weight = found[value.name or ""], leaves[value.name or ""]
                 others = [a for a in range(weight.dim()) if a != axis]
-                if gradient is None:
-                    row.append(np.zeros(weight.shape[axis], np.float32))
-                else:
-                    row.append((gradient * weight).sum(others).detach().numpy())
+                row.append((gradient * weight).sum(others).detach().numpy())
         return [np.stack(row) for row in rows]
 
     def _loss(self, made: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:

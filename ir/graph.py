@@ -73,6 +73,11 @@ def tensor_of(value: onnx_ir.Value | None) -> onnx_ir.TensorProtocol | None:
     return None
 
 
+def sizes_of(tensor: onnx_ir.TensorProtocol) -> tuple[int, ...]:
+    """The shape of a constant tensor."""
+    return tuple(int(size) for size in tensor.shape.numpy())
+
+
 def constant(value: onnx_ir.Value | None, *, limit: int | None = None) -> np.ndarray[Any, Any] | None:
     """The constant behind ``value`` as an array, or None; tensors of more than ``limit`` elements are not read."""
     tensor = tensor_of(value)

@@ -61,8 +61,9 @@ Distillation = Callable[
 """Trains constants of the graph at hand on the outputs of the model as it came: (which, those of them whose zeros stay,
 how) to (their values after it, the loss of each step)."""
 Influence = Callable[[Sequence["tuple[onnx_ir.Value, int]"]], list[np.ndarray[Any, Any]]]
-"""For some axes of constants, the derivative of the loss on each calibration input by a factor on each place of the axis,
-at 1: [inputs, places]. The loss is that of a language model, or, for others, the outputs' product with random numbers."""
+"""For some axes of constants, the derivative of the loss on each calibration input by a factor on each place of the
+axis, at 1: [inputs, places]. The loss is that of a language model, or, for others, the outputs' product with random
+numbers."""
 
 
 class Stage(enum.IntEnum):

@@ -33,6 +33,10 @@ PRESETS: dict[str, Preset] = {
         "merge_products",
         "Weights in 8 bits per channel, activations in 8 bits per token; with data smoothed and rounded by GPTQ.",
     ),
+    "sparse24": Preset(
+        "canonicalize,recover,prune(pattern='2:4',permute=true)",
+        "Of 4 neighbouring weights 2 are zero, for kernels that use it; with data by SparseGPT. No faster on a CPU.",
+    ),
     "w8a8_static": Preset(
         "canonicalize,recover,smoothquant(alpha=0.8),quantize(scheme=w8a8_static)",
         "Like w8a8, with a scale per tensor from data, convolutions included; faster, less accurate.",

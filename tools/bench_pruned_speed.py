@@ -1,8 +1,8 @@
 """What removed structures save on ONNX Runtime: prompts of SmolLM2 at 10, 20 and 30 %, MiniLM at 20 and 40 %.
 
-Speed of all in one run, a process a side; the cosine of MiniLM's embeddings on sentences that nothing was calibrated on.
-The ideal is a time that falls as the removed share of the weights. Writes ``benchmarks/pruned_speed.json`` and the tables
-of ``docs/pruning.md``.
+Speed of all in one run, a process a side; the cosine of MiniLM's embeddings on sentences that nothing was calibrated
+on. The ideal is a time that falls as the removed share of the weights. Writes ``benchmarks/pruned_speed.json`` and the
+tables of ``docs/pruning.md``.
 """
 
 from __future__ import annotations
@@ -57,11 +57,13 @@ def encoders(work: Path, rounds: int, checks: list[Check]) -> dict[str, Any]:
     for number, (name, passes) in enumerate(ENCODERS.items()):
         folder = work / f"minilm-pruned-{number}"
         calibration = None if name == FLOAT or "magnitude" in name else encoder.calibration(128)
-        result = export(model_path("minilm"), folder, passes=passes, calibration=calibration, overwrite=True, verify="off")
+        report = export(
+            model_path("minilm"), folder, passes=passes, calibration=calibration, overwrite=True, verify="off"
+        )
         found = embeddings(folder, encoder)
         expected = found if expected is None else expected
         cosine[name] = float((found * expected).sum(axis=1).mean())
-        weights[name] = result.weight_bytes // 4
+        weights[name] = report.weight_bytes // 4
         if name == FLOAT or name.endswith("%"):
             sides.append(Side(name, str(folder)))
         print(f"MiniLM {name}: cosine {cosine[name]:.4f}", flush=True)
@@ -77,8 +79,17 @@ def encoders(work: Path, rounds: int, checks: list[Check]) -> dict[str, Any]:
         ratio = result.ratio("call", name)
         # The table of embeddings costs no time: what counts is the share of the products' weights.
         removed = (weights[FLOAT] - weights[name]) / (weights[FLOAT] - _table_weights())
-        checks.append(Check(f"MiniLM {share} %: ideal against measured speed-up", 1 / efficiency(ratio, removed), 1.25, "×"))
-        checks.append(Check(f"MiniLM {share} %: 1 - cosine against FLAP's", (1 - cosine[name]) / (1 - cosine[f"{name} FLAP"]), 1, "×"))
+        checks.append(
+            Check(f"MiniLM {share} %: ideal against measured speed-up", 1 / efficiency(ratio, removed), 1.25, "×")
+        )
+        checks.append(
+            Check(
+                f"MiniLM {share} %: 1 - cosine against FLAP's",
+                (1 - cosine[name]) / (1 - cosine[f"{name} FLAP"]),
+                1,
+                "×",
+            )
+        )
         checks.append(
             Check(f"MiniLM {share} %: 1 - cosine with recovery against without",
                   (1 - cosine[f"{name} + distillation"]) / (1 - cosine[name]), 1, "×")
@@ -106,7 +117,9 @@ def decoders(work: Path, rounds: int, checks: list[Check]) -> dict[str, Any]:
         removed = int(name.split()[0]) / 100
         for scenario in scenarios:
             found = efficiency(result.ratio(scenario.name, name), removed)
-            checks.append(Check(f"SmolLM2 {name}: ideal against measured speed-up, {scenario.name}", 1 / found, 1.25, "×"))
+            checks.append(
+                Check(f"SmolLM2 {name}: ideal against measured speed-up, {scenario.name}", 1 / found, 1.25, "×")
+            )
     return result.to_json()
 
 
@@ -125,7 +138,9 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the results and the tables."""
-    parser = argparse.ArgumentParser(prog="python -m burnish.tools.bench_pruned_speed", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m burnish.tools.bench_pruned_speed", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where compiled models go")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks", help="where pruned_speed.json goes")

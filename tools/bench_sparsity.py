@@ -64,9 +64,7 @@ RECIPES: dict[str, Recipe] = {
     **_structured(20),
     **_structured(30),
     "4 bits g64": Recipe(_FINAL),
-    "20 % structures + distillation + 4 bits g64": Recipe(
-        f"prune_structures(ratio=0.2),{_RECOVERY},{_FINAL}", data=64
-    ),
+    "20 % structures + distillation + 4 bits g64": Recipe(f"prune_structures(ratio=0.2),{_RECOVERY},{_FINAL}", data=64),
     "2:4 SparseGPT + 4 bits g64": Recipe(f"prune(metric=sparsegpt,{_24}),quantize"),
 }
 """Rows by name, in the order of the table."""
@@ -122,9 +120,13 @@ def table(rows: Mapping[str, Any]) -> str:
 
 def publish(rows: Mapping[str, Any], path: Path) -> None:
     """Draw the frontier of size and loss, and write the tables of the page."""
-    points = [(n, r["megabytes"], r["divergence"]) for n, r in rows.items() if n not in UNSTRUCTURED and r["divergence"] < 2]
+    points = [
+        (n, r["megabytes"], r["divergence"]) for n, r in rows.items() if n not in UNSTRUCTURED and r["divergence"] < 2
+    ]
     if len(points) > 1:
-        plot_frontier(points, ROOT / "docs" / "images" / "pruning.svg", x="megabytes", y="KL divergence from float32, nats")
+        plot_frontier(
+            points, ROOT / "docs" / "images" / "pruning.svg", x="megabytes", y="KL divergence from float32, nats"
+        )
     document = ROOT / "docs" / "pruning.md"
     results = json.loads(path.read_text(encoding="utf-8"))
     asked = ["| asked | measured | limit | |", "|---|---:|---:|---|"]

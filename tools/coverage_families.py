@@ -185,7 +185,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def pruning_families() -> dict[str, Family]:
-    """More families, whose channels hang together in other ways: depthwise, windows, fused heads, biases of positions."""
+    """More families, whose channels hang together in other ways: depthwise, windows, fused heads, position biases."""
     heads = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     return {
         "MobileNetV1": _hf("MobileNetV1Model", "MobileNetV1Config", _pixels, _PIXELS, image_size=32,

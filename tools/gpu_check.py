@@ -1,7 +1,7 @@
 """Triton kernels on a GPU: right, then timed beside what PyTorch and the vendor have; in one call under ten minutes.
 
-Without a GPU: right under the interpreter (set ``TRITON_INTERPRET=1``), and for each kernel an estimate of its time from
-the bytes that it moves. ``python -m burnish.tools.gpu_check --out figures.json``.
+Without a GPU: right under the interpreter (set ``TRITON_INTERPRET=1``), and for each kernel an estimate of its time
+from the bytes that it moves. ``python -m burnish.tools.gpu_check --out figures.json``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,14 @@ def median_seconds(calls: Sequence[Callable[[], Any]]) -> float:
     torch.cuda.synchronize()
     times = []
     for _ in range(_ROUNDS):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         for call in calls:
             call()
         end.record()
         torch.cuda.synchronize()
         times.append(start.elapsed_time(end) / 1e3 / len(calls))
-    return sorted(times)[len(times) // 2]
+    return float(sorted(times)[len(times) // 2])
 
 
 def timings() -> list[dict[str, Any]]:
@@ -99,10 +100,10 @@ def timings() -> list[dict[str, Any]]:
             coded = [packing.quantize24(w, GROUP) for w in sparse]
             dense4 = [packing.quantize4(w, GROUP) for w in sparse]
             sides: dict[str, list[Callable[[], Any]]] = {
-                "dense bf16": [lambda w=w: torch.nn.functional.linear(x, w) for w in sparse],
-                "sparse24": [lambda w=w: products.sparse24(x, w) for w in packed],
-                "sparse24_w4": [lambda w=w: products.sparse24_w4(x, w) for w in coded],
-                "w4": [lambda w=w: products.w4(x, w) for w in dense4],
+                "dense bf16": [partial(torch.nn.functional.linear, x, w) for w in sparse],
+                "sparse24": [partial(products.sparse24, x, w) for w in packed],
+                "sparse24_w4": [partial(products.sparse24_w4, x, w) for w in coded],
+                "w4": [partial(products.w4, x, w) for w in dense4],
             }
             vendor = _vendor(x, sparse)
             if vendor is not None:
@@ -121,7 +122,7 @@ def _vendor(x: Tensor, sparse: Sequence[Tensor]) -> list[Callable[[], Any]] | No
     """PyTorch's semi-structured sparse weights, where this GPU and shape have a kernel."""
     try:
         weights = [torch.sparse.to_sparse_semi_structured(w) for w in sparse]
-        calls: list[Callable[[], Any]] = [lambda w=w: torch.nn.functional.linear(x, w) for w in weights]
+        calls: list[Callable[[], Any]] = [partial(torch.nn.functional.linear, x, w) for w in weights]
         calls[0]()
     except (RuntimeError, NotImplementedError, ValueError):
         return None
@@ -140,7 +141,9 @@ def estimates() -> list[dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check and time; ends with 1 if a kernel is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m burnish.tools.gpu_check", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m burnish.tools.gpu_check", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
     options = parser.parse_args(arguments)
     gpu = torch.cuda.is_available()

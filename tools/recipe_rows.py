@@ -1,6 +1,7 @@
 """Tables of recipes on SmolLM2: each compiled in a process of its own, and judged in another on the artifact.
 
-Perplexity and divergence from float32 on held-out text, perplexity on news, size, time and memory. Rows that the results
+Perplexity and divergence from float32 on held-out text, perplexity on news, size, time and memory. Rows that the
+results
 hold already are kept; ``--again`` measures them anew, ``--only TEXT`` takes the rows whose name contains the text.
 """
 

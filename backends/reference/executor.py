@@ -10,8 +10,8 @@ import torch
 
 from ...ir.errors import InputError, UnsupportedError, nearest
 from ...ir.graph import Graph, module_path, tensor_of
-from .operators import elementwise, movement, normalization, products, quantization, reduction  # noqa: F401  rules
 from .operators import control as _control  # noqa: F401
+from .operators import elementwise, movement, normalization, products, quantization, reduction  # noqa: F401  rules
 from .registry import RULES, Call, Tensor, tensor_from
 
 
@@ -31,7 +31,7 @@ class Reference:
         self._constants: dict[onnx_ir.Value, Tensor] = {}
         self._order = list(graph.graph)
         self._values = {v.name: v for node in self._order for v in node.outputs if v.name}
-        self._values.update((v.name, v) for v in graph.graph.inputs)
+        self._values.update((v.name or "", v) for v in graph.graph.inputs)
 
     def constant(self, value: onnx_ir.Value) -> Tensor:
         """A constant of the graph."""
@@ -80,7 +80,7 @@ class Reference:
         def look_up(value: onnx_ir.Value) -> Tensor:
             if value in known:
                 return known[value]
-            if value.name in overrides:
+            if value.name is not None and value.name in overrides:
                 return overrides[value.name]
             if tensor_of(value) is None:
                 raise InputError(f"the input {value.name!r} is missing", fix="pass it by its name")
@@ -130,7 +130,9 @@ class Reference:
         elif _key(node) not in RULES:
             name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
             raise UnsupportedError(
-                f"the reference backend has no rule for {name}", where=module_path(node), fix='use backend="onnxruntime"'
+                f"the reference backend has no rule for {name}",
+                where=module_path(node),
+                fix='use backend="onnxruntime"',
             )
         for attr in node.attributes.values():
             if attr.type == onnx_ir.AttributeType.GRAPH:
@@ -160,7 +162,9 @@ class Reference:
         for inner in body:
             for name, attr in list(inner.attributes.items()):
                 if attr.is_ref():
-                    given = node.attributes.get(attr.ref_attr_name or "") or function.attributes.get(attr.ref_attr_name or "")
+                    given = node.attributes.get(attr.ref_attr_name or "") or function.attributes.get(
+                        attr.ref_attr_name or ""
+                    )
                     if given is None:
                         del inner.attributes[name]
                     else:

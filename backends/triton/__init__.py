@@ -19,4 +19,5 @@ def require_triton() -> ModuleType:
         raise UnsupportedError(
             "Triton is not installed", where="backends/triton", fix="pip install 'burnish[triton]'"
         ) from error
-    return triton
+    found: ModuleType = triton
+    return found

@@ -120,7 +120,14 @@ def _resources(ptx: str, capability: int) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx, encoding="utf-8")
-        command = [get_ptxas(capability).path, "-v", f"--gpu-name={arch}", str(path), "-o", str(path.with_suffix(".cubin"))]
+        command = [
+            get_ptxas(capability).path,
+            "-v",
+            f"--gpu-name={arch}",
+            str(path),
+            "-o",
+            str(path.with_suffix(".cubin")),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UnsupportedError(

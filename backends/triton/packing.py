@@ -2,8 +2,8 @@
 
 A *quad* is 4 neighbouring input channels of a row, of which the pattern 2:4 keeps two. Values come in two planes, the
 first kept value of each quad and the second, so that neighbouring threads read neighbouring numbers. The places of both
-in their quad are 2 bits each, 4 bits a quad, 8 quads a 32-bit word. With 4-bit codes a quad is one byte: the code of the
-first value in the low half.
+in their quad are 2 bits each, 4 bits a quad, 8 quads a 32-bit word. With 4-bit codes a quad is one byte: the code of
+the first value in the low half.
 """
 
 from __future__ import annotations

@@ -96,7 +96,8 @@ def sparse24_w4(
         planes, weights.codes, weights.places, weights.scales, _bias(bias, b, y), y, rows, n, quads,
         weights.places.shape[1], weights.scales.shape[1],
         BLOCK_M=b.m, BLOCK_N=b.n, BLOCK_Q=weights.group // 4, SPLITS=b.splits,
-        HAS_BIAS=bias is not None and b.splits == 1, PRECISION=_precision(x), EXACT=_exact(x), num_warps=b.warps, num_stages=b.stages,
+        HAS_BIAS=bias is not None and b.splits == 1, PRECISION=_precision(x), EXACT=_exact(x), num_warps=b.warps,
+        num_stages=b.stages,
     )  # fmt: skip
     return _finished(y, x, bias, b, n)
 
@@ -113,7 +114,8 @@ def w4(x: Tensor, weights: Codes4, bias: Tensor | None = None, *, blocks: Blocks
     w4_kernel[_grid(rows, n, b)](
         flat, weights.codes, weights.scales, _bias(bias, b, y), y, rows, n, 2 * half, weights.scales.shape[1],
         BLOCK_M=b.m, BLOCK_N=b.n, HALF=weights.group // 2, SPLITS=b.splits,
-        HAS_BIAS=bias is not None and b.splits == 1, PRECISION=_precision(x), EXACT=_exact(x), num_warps=b.warps, num_stages=b.stages,
+        HAS_BIAS=bias is not None and b.splits == 1, PRECISION=_precision(x), EXACT=_exact(x), num_warps=b.warps,
+        num_stages=b.stages,
     )  # fmt: skip
     return _finished(y, x, bias, b, n)
 

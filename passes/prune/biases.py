@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir
 
-from ...ir.graph import is_op, tensor_of
+from ...ir.graph import is_op, sizes_of, tensor_of
 from ...ir.rewrite import Editor
 from ..base import Outcome
 from .coupling import Array, Coupling
@@ -57,7 +57,7 @@ class Biases:
     def _convolution(self, node: onnx_ir.Node, shift: Array) -> None:
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         tensor = tensor_of(bias)
-        if bias is None or tensor is None or is_op(node, "ConvTranspose") or int(tensor.shape[0]) != len(shift):
+        if bias is None or tensor is None or is_op(node, "ConvTranspose") or sizes_of(tensor)[0] != len(shift):
             self._missing.append(node)
             return
         array = (np.asarray(tensor.numpy(), np.float64) + shift).astype(tensor.dtype.numpy())

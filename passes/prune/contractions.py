@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir
 
-from ...ir.graph import attribute, dims, rank, tensor_of
+from ...ir.graph import attribute, dims, rank, sizes_of, tensor_of
 from ...ir.rewrite import Editor
 from .coupling import Balance, Coupling, Fix, Grid, Keeps
 from .pull import pull
@@ -86,7 +86,7 @@ def _computed(c: Coupling, node: onnx_ir.Node) -> None:
         c.stop(node, "a product of two computed values reads it")
         return
     batch = dimensions - 2
-    heads = []
+    heads: list[Grid | None] = []
     for value, summed in ((a, dimensions - 1), (b, dimensions - 2)):
         grid = c.grid(value)
         if grid is None:
@@ -115,9 +115,8 @@ def _computed(c: Coupling, node: onnx_ir.Node) -> None:
         if labels is None:
             labels = wide
         else:
-            shape = np.broadcast_shapes(labels.shape, wide.shape)
             c.unite(labels, wide)
-            labels = np.broadcast_to(labels, shape)
+            labels = np.broadcast_to(labels, np.broadcast_shapes(labels.shape, wide.shape))
     if labels is not None:
         c.carry(out, Grid(axes, np.ascontiguousarray(labels)))
 
@@ -136,7 +135,7 @@ def conv(c: Coupling, node: onnx_ir.Node) -> None:
     tensor = tensor_of(base)
     assert tensor is not None
     groups = attribute(node, "group", 1)
-    outputs, inputs = (int(tensor.shape[axes[i]]) for i in (0, 1))
+    outputs, inputs = (sizes_of(tensor)[axes[i]] for i in (0, 1))
     if groups > 1 and inputs == 1 and outputs % groups == 0:
         _depthwise(c, node, base, axes[0], grid, outputs // groups)
         return
@@ -152,9 +151,7 @@ def conv(c: Coupling, node: onnx_ir.Node) -> None:
     _made(c, node, out, Grid((1,), made))
 
 
-def _depthwise(
-    c: Coupling, node: onnx_ir.Node, base: onnx_ir.Value, axis: int, grid: Grid | None, times: int
-) -> None:
+def _depthwise(c: Coupling, node: onnx_ir.Node, base: onnx_ir.Value, axis: int, grid: Grid | None, times: int) -> None:
     atoms = c.atoms(base, axis, reads=False)
     if grid is None:
         c.block(atoms, "a depthwise convolution's input channels cannot go", node)

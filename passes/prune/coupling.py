@@ -1,6 +1,7 @@
 """Which channels of which tensors must go together, found by data flow alone.
 
-Every output channel of a constant weight is an *atom*. A value carries a :class:`Grid`: which atom each place along some
+Every output channel of a constant weight is an *atom*. A value carries a :class:`Grid`: which atom each place along
+some
 of its axes belongs to. Operators unite atoms: an addition those of its operands, a depthwise convolution those of its
 input and output, attention those of a head in queries, keys and values. What is united can only be removed together.
 An atom that something stands in the way of (an output of the model, an operator that is not understood) is *blocked*.
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from ...ir.graph import Graph, all_nodes, dims, is_op, module_path, tensor_of
+from ...ir.graph import Graph, all_nodes, dims, is_op, module_path, sizes_of, tensor_of
 from ...ir.symbolic import exact_div, known
 
 Array = np.ndarray[Any, Any]
@@ -274,7 +275,7 @@ class Coupling:
         if axis not in known:
             tensor = tensor_of(base)
             assert tensor is not None
-            known[axis] = Axis(self.fresh(int(tensor.shape[axis])), reads)
+            known[axis] = Axis(self.fresh(sizes_of(tensor)[axis]), reads)
         known[axis].reads |= reads
         return known[axis].atoms
 
@@ -306,10 +307,10 @@ class Coupling:
             gone: bool for each atom.
         """
         stays = ~gone[grid.labels]
-        keeps = []
+        keeps: list[Array] = []
         for at in range(stays.ndim):
             others = tuple(a for a in range(stays.ndim) if a != at)
-            keeps.append(stays.any(axis=others) if others else stays)
+            keeps.append(np.asarray(stays.any(axis=others) if others else stays))
         whole = np.ones(1, bool)
         for at, keep in enumerate(keeps):
             whole = whole & keep.reshape([-1 if a == at else 1 for a in range(stays.ndim)])
@@ -329,5 +330,3 @@ def _captured(node: onnx_ir.Node, value: onnx_ir.Value) -> list[bool]:
             inner = onnx_ir.traversal.RecursiveGraphIterator(attr.as_graph())
             found.append(any(value in each.inputs for each in inner))
     return [one for one in found if one]
-
-

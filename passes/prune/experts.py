@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir
 
 from ...ir.errors import OptionError
-from ...ir.graph import Graph, attribute, constant, dims, is_op, module_path, tensor_of
+from ...ir.graph import Graph, attribute, constant, dims, is_op, module_path, sizes_of, tensor_of
 from ...ir.rewrite import Editor
 from ...ir.weights import lazy
 from .. import selectors
 from ..base import Context, Outcome, Pass, Stage
 from ..statistics import Moments
 
+Array = np.ndarray[Any, Any]
 RULE = "prune experts"
 
 
@@ -115,12 +117,12 @@ def find(graph: Graph, outcome: Outcome) -> list[Layer]:
         reads = _gathers(value)
         if not reads:
             continue
-        found = _router(reads[0], int(tensor.shape[0]))
+        found = _router(reads[0], sizes_of(tensor)[0])
         if found is None:
             outcome.missed(module_path(reads[0]), f"no router of {tensor.shape[0]} experts is found for {value.name!r}")
             continue
         logits, shares, chosen = found
-        layer = layers.setdefault(shares, Layer(logits, shares, chosen, int(tensor.shape[0]), [], []))
+        layer = layers.setdefault(shares, Layer(logits, shares, chosen, sizes_of(tensor)[0], [], []))
         layer.stacks.append(value)
         layer.reads.append(reads)
     return list(layers.values())
@@ -168,7 +170,7 @@ def _router(gather: onnx_ir.Node, experts: int) -> tuple[onnx_ir.Value, onnx_ir.
     return None
 
 
-def _remove(edit: Editor, layer: Layer, least: np.ndarray) -> None:  # type: ignore[type-arg]
+def _remove(edit: Editor, layer: Layer, least: Array) -> None:
     """Close the router's way to some experts, and take their weights out."""
     count = layer.count
     keep = np.setdiff1d(np.arange(count), least)
@@ -193,10 +195,10 @@ def _remove(edit: Editor, layer: Layer, least: np.ndarray) -> None:  # type: ign
         _shrink(edit, stack, keep)
 
 
-def _shrink(edit: Editor, stack: onnx_ir.Value, keep: np.ndarray) -> None:  # type: ignore[type-arg]
+def _shrink(edit: Editor, stack: onnx_ir.Value, keep: Array) -> None:
     tensor = tensor_of(stack)
     assert tensor is not None
-    shape = [len(keep), *(int(size) for size in tensor.shape[1:])]
+    shape = [len(keep), *sizes_of(tensor)[1:]]
     name = f"{stack.name}.pruned"
     new = edit.initializer(lazy(lambda: np.ascontiguousarray(tensor.numpy()[keep]), tensor.dtype, shape, name), name)
     for use in tuple(stack.uses()):

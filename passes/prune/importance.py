@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,12 +83,15 @@ def by_score(scores: Array, sizes: Sequence[int], balance: Array | None) -> Orde
     else:
         order = np.argsort(scores, kind="stable")
         bounds = np.cumsum([0, *sizes])
-        steps = [[int(unit) for unit in order[a:b]] for a, b in zip(bounds, bounds[1:], strict=False)]
+        steps = [[int(unit) for unit in order[a:b]] for a, b in itertools.pairwise(bounds)]
     return Order(steps, np.cumsum([float(scores[step].sum()) for step in steps]))
 
 
 def by_reconstruction(
-    weights: Sequence[Array], hessians: Sequence[Array], places: Sequence[Array], sizes: Sequence[int],
+    weights: Sequence[Array],
+    hessians: Sequence[Array],
+    places: Sequence[Array],
+    sizes: Sequence[int],
     balance: Array | None,
 ) -> Order:
     """Units whose loss the others can make up for go first (Optimal Brain Surgeon for structures; ZipLM, Kurtic et al.

@@ -46,7 +46,8 @@ class DropLayers(Pass):
 
     Attributes:
         count: how many branches go.
-        metric: ``"similarity"``: those whose sum is most like the stream before it, by the cosine of the two (ShortGPT, Men
+        metric: ``"similarity"``: those whose sum is most like the stream before it, by the cosine of the two
+            (ShortGPT, Men
             et al. 2024, equation 1); ``"loss"``: one after the other, the one without which the outputs change least,
             measured each time.
         include: selectors of the branches' additions or products; all if empty.
@@ -186,7 +187,7 @@ def _weights(node: onnx_ir.Node) -> int:
 
 
 def similarities(found: Sequence[Branch], context: Context) -> list[float]:
-    """1 - cosine of each branch's stream before and after it, over all tokens: out of squares of x, f and x + f alone."""
+    """1 - cosine of each branch's stream before and after it, over all tokens, out of squares alone."""
     values = list(dict.fromkeys(v for b in found for v in (b.stream, b.result, b.add.outputs[0])))
     squares = {name: float(array[1].sum()) for name, array in context.statistics(values, Moments()).items()}
     scores = []

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from ...ir.graph import attribute, dims, is_op, tensor_of
+from ...ir.graph import attribute, dims, is_op, sizes_of, tensor_of
 from ..base import Context
 from ..statistics import ChannelMoments, DirectionHessian, Moments
 from .coupling import Array, Coupling
@@ -35,7 +35,8 @@ class Readers:
         Raises:
             CalibrationError: there are no calibration inputs.
         """
-        last, second = [], []
+        last: list[onnx_ir.Value] = []
+        second: list[onnx_ir.Value] = []
         for place in self._places:
             for value in self.inputs(place):
                 (second if is_conv(self._coupling, place) else last).append(value)
@@ -52,7 +53,7 @@ class Readers:
         base, number = place
         tensor = tensor_of(base)
         assert tensor is not None
-        size = int(tensor.shape[number])
+        size = sizes_of(tensor)[number]
         found = []
         for node in self._coupling.places.get(base, []):
             value = node.inputs[0]
@@ -72,12 +73,13 @@ class Readers:
     def moments(self, place: Place) -> Array | None:
         """Mean and mean square of each input channel, float32 [2, k]; None where only a Hessian was taken."""
         found = [self._moments[v.name or ""] for v in self.inputs(place) if (v.name or "") in self._moments]
-        return np.mean(found, axis=0, dtype=np.float32) if found else None
+        return np.asarray(np.mean(found, axis=0, dtype=np.float32)) if found else None
 
     def hessian(self, place: Place) -> Array | None:
-        """Mean of ``xᵀx`` over tokens, all as long as each other, and readers: float32 [k, k]; None for convolutions."""
+        """Mean of ``xᵀx`` over tokens, all as long as each other, and readers: float32 [k, k]; None for
+        convolutions."""
         found = [self._hessians[v.name or ""] for v in self.inputs(place) if (v.name or "") in self._hessians]
-        return np.mean(found, axis=0, dtype=np.float32) if found else None
+        return np.asarray(np.mean(found, axis=0, dtype=np.float32)) if found else None
 
     def matrix(self, place: Place) -> Array:
         """The weights as float32 [n, k], k the axis that is read; a kernel's places are rows."""
@@ -92,7 +94,7 @@ class Readers:
         base, number = place
         tensor = tensor_of(base)
         assert tensor is not None
-        shape: list[Any] = [int(size) for size in tensor.shape]
+        shape: list[Any] = list(sizes_of(tensor))
         moved = [size for axis, size in enumerate(shape) if axis != number]
         return np.ascontiguousarray(np.moveaxis(matrix.reshape([*moved, shape[number]]), -1, number))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir
@@ -48,9 +47,9 @@ def _match(before: Sequence[Dim], after: Sequence[Dim]) -> tuple[int, int] | Non
             return i, j
         if left <= right and i < len(before) and isinstance(size := before[i], int):
             left, i = left * size, i + 1
-        elif right < left and j < len(after) and isinstance(size := after[j], int):
-            right, j = right * size, j + 1
-        elif left == right and j < len(after) and isinstance(size := after[j], int):
+        elif (right < left and j < len(after) and isinstance(size := after[j], int)) or (
+            left == right and j < len(after) and isinstance(size := after[j], int)
+        ):
             right, j = right * size, j + 1
         else:
             return None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from ...ir.graph import is_op, tensor_of
+from ...ir.graph import is_op, sizes_of, tensor_of
 from ...ir.rewrite import Editor
 from ...ir.symbolic import exact_div, mul
 from ...ir.weights import lazy
@@ -23,7 +23,9 @@ def gone(coupling: Coupling, roots: Sequence[int]) -> Array:
     return chosen
 
 
-def remove(edit: Editor, coupling: Coupling, atoms: Array, replaced: Mapping[onnx_ir.Value, Array] | None = None) -> None:
+def remove(
+    edit: Editor, coupling: Coupling, atoms: Array, replaced: Mapping[onnx_ir.Value, Array] | None = None
+) -> None:
     """Take atoms out of a graph.
 
     Args:
@@ -72,7 +74,7 @@ def _taken(edit: Editor, old: onnx_ir.Value, chosen: Mapping[int, Array], array:
     tensor = tensor_of(old)
     assert tensor is not None
     places = {axis: np.flatnonzero(keep) for axis, keep in chosen.items()}
-    shape = [len(places[axis]) if axis in places else int(size) for axis, size in enumerate(tensor.shape)]
+    shape = [len(places[axis]) if axis in places else int(size) for axis, size in enumerate(sizes_of(tensor))]
 
     def compute() -> Any:
         data = tensor.numpy() if array is None else array.astype(tensor.dtype.numpy())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import onnx_ir
 
-from ...ir.graph import attribute, constant, dims, is_op, rank, tensor_of
+from ...ir.graph import attribute, constant, dims, is_op, rank, sizes_of, tensor_of
 from ...ir.rewrite import Editor
 from ...ir.traits import Kind, kind, reduced_axes
 from . import contractions
@@ -74,10 +75,10 @@ def combined(
             c.unite(labels, wide)
     assert labels is not None
     whole = Grid(axes, np.ascontiguousarray(labels))
-    for index, value in operands:
-        if value is None:
+    for index, operand in operands:
+        if operand is None:
             continue
-        shape = dims(value)
+        shape, value = dims(operand), operand
         if shape is None:
             c.block(whole, f"{node.op_type} combines it with a value of unknown shape", node)
             continue
@@ -105,9 +106,11 @@ def _size(grid: Grid, axis: int) -> int:
 def _spread(grid: Grid, axes: Sequence[int]) -> Array:
     """Labels with an axis of 1 for each of ``axes`` that the grid lacks; others must not be there."""
     keep = [grid.axes.index(axis) for axis in axes if axis in grid.axes]
-    labels = grid.labels if len(keep) == grid.labels.ndim else grid.labels[
-        tuple(slice(None) if at in keep else 0 for at in range(grid.labels.ndim))
-    ]
+    labels = (
+        grid.labels
+        if len(keep) == grid.labels.ndim
+        else grid.labels[tuple(slice(None) if at in keep else 0 for at in range(grid.labels.ndim))]
+    )
     return labels.reshape([_size(grid, axis) for axis in axes])
 
 
@@ -188,10 +191,7 @@ def normalization(c: Coupling, node: onnx_ir.Node) -> None:
         if tensor is None:
             c.stop(node, f"{node.op_type} has a weight that is no constant")
             continue
-        if is_op(node, "InstanceNormalization"):
-            shift = 1
-        else:
-            shift = dimensions - len(tensor.shape)
+        shift = 1 if is_op(node, "InstanceNormalization") else dimensions - len(tensor.shape)
         pairs = [(axis - shift, at) for at, axis in enumerate(grid.axes) if 0 <= axis - shift < len(tensor.shape)]
         c.cut(node, index, [(own, at) for own, at in pairs if tensor.shape[own] != 1], grid)
     c.carry(node.outputs[0], grid)
@@ -267,7 +267,9 @@ def reshaped(node: onnx_ir.Node, grid: Grid, index: int, edit: Editor, keeps: Ke
     edit.at(node)
     if known is not None:
         # -1 is what is left, 0 the size that the input has there: both stay right.
-        new = edit.ints([int(n) // int(b) * int(a) if n > 0 else int(n) for n, b, a in zip(known, before, after)])
+        new = edit.ints(
+            [int(n) // int(b) * int(a) if n > 0 else int(n) for n, b, a in zip(known, before, after, strict=True)]
+        )
     else:
         sized = edit.op("Mul", [edit.op("Div", [target, edit.initializer(before, "sizes")]),
                                 edit.initializer(after, "sizes")])  # fmt: skip
@@ -284,7 +286,7 @@ def expand(c: Coupling, node: onnx_ir.Node) -> None:
     if before is None or after is None:
         return c.stop(node, "the shape of what Expand computes is not known")
     tensor = tensor_of(value)
-    if grid is None and tensor is not None and before >= 2 and int(tensor.shape[-1]) > 1 and value is not None:
+    if grid is None and tensor is not None and before >= 2 and sizes_of(tensor)[-1] > 1 and value is not None:
         # A token that every sequence begins with: its channels are those of what it is joined to.
         found = c.weight(node, 0)
         assert found is not None
@@ -319,7 +321,7 @@ def concat(c: Coupling, node: onnx_ir.Node) -> None:
     axes = tuple(sorted({a for value in tracked for a in c.grids[value].axes}))
     others = [max(_size(c.grids[v], a) for v in tracked) for a in axes]
     parts = []
-    for index, value in enumerate(node.inputs):
+    for value in node.inputs:
         grid = c.grid(value)
         if grid is None:
             shape = dims(value)
@@ -334,7 +336,7 @@ def concat(c: Coupling, node: onnx_ir.Node) -> None:
             size = None if shape is None else shape[axis]
             if axis not in grid.axes and not isinstance(size, int):
                 return c.stop(node, "Concat joins it with a value of unknown size")
-            along = _size(grid, axis) if axis in grid.axes else size
+            along = _size(grid, axis) if axis in grid.axes else int(size)  # type: ignore[arg-type]
             sizes = [along if a == axis else n for a, n in zip(axes, others, strict=True)]
             labels = np.broadcast_to(_spread(grid, axes), sizes)
         parts.append(labels)
@@ -365,7 +367,7 @@ def split(c: Coupling, node: onnx_ir.Node) -> None:
         bounds.append(start)
 
     def change(edit: Editor, keeps: Keeps) -> None:
-        sizes = [int(keeps[at][a:b].sum()) for a, b in zip(bounds, bounds[1:], strict=False)]
+        sizes = [int(keeps[at][a:b].sum()) for a, b in itertools.pairwise(bounds)]
         node.attributes.pop("num_outputs", None)
         new = edit.at(node).ints(sizes, "split")
         if len(node.inputs) < 2:
@@ -466,9 +468,7 @@ def pad(c: Coupling, node: onnx_ir.Node) -> None:
     if len(node.inputs) > 3 and node.inputs[3] is not None and axes is None:
         return c.stop(node, "the axes of a Pad are not known")
     places = list(range(dimensions)) if axes is None else [int(a) % dimensions for a in axes]
-    if pads is None or any(
-        place in grid.axes and (pads[i] or pads[i + len(places)]) for i, place in enumerate(places)
-    ):
+    if pads is None or any(place in grid.axes and (pads[i] or pads[i + len(places)]) for i, place in enumerate(places)):
         return c.stop(node, "Pad adds channels")
     return c.carry(node.outputs[0], grid)
 
@@ -492,6 +492,8 @@ RULES: dict[str, Rule] = {
     "Slice": slice_,
     "Gather": gather,
     "Pad": pad,
-    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "Trilu", "CumSum"), lambda c, n: c.stop(n, f"{n.op_type} reads it")),
+    **dict.fromkeys(
+        ("QuantizeLinear", "DequantizeLinear", "Trilu", "CumSum"), lambda c, n: c.stop(n, f"{n.op_type} reads it")
+    ),
 }
 """The rule of each operator; :func:`default` for all others."""

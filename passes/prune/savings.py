@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir
 
 from ...ir.errors import UnsupportedError
-from ...ir.graph import dims, is_op, tensor_of
+from ...ir.graph import dims, is_op, sizes_of, tensor_of
 from ..base import Context
 from .coupling import Array, Coupling
 from .units import Group
@@ -48,7 +48,7 @@ class Savings:
         for (base, number), places in group.axes.items():
             tensor = tensor_of(base)
             assert tensor is not None
-            total += self._price[base] * places.shape[1] * (int(tensor.size) / int(tensor.shape[number]))
+            total += self._price[base] * places.shape[1] * (int(tensor.size) / sizes_of(tensor)[number])
         return total
 
     def _cost(self, gone: Array, prices: dict[onnx_ir.Value, float]) -> float:
@@ -56,7 +56,7 @@ class Savings:
         for base, axes in self.coupling.weights.items():
             tensor = tensor_of(base)
             assert tensor is not None
-            sizes = [int(size) for size in tensor.shape]
+            sizes = list(sizes_of(tensor))
             for number, axis in axes.items():
                 sizes[number] = int((~gone[axis.atoms]).sum())
             total += prices[base] * float(np.prod(sizes))
@@ -69,7 +69,7 @@ class Savings:
         price = 0.0
         for node in self.coupling.places.get(base, []):
             if is_op(node, "Conv", "ConvTranspose"):
-                # Each weight of a kernel works once for each place of the output (of the input, where that is transposed).
+                # Each weight of a kernel works once for each place of the output, transposed of the input.
                 shape = dims(node.outputs[0] if is_op(node, "Conv") else node.inputs[0]) or ()
                 price += float(np.prod([size for size in shape[2:] if isinstance(size, int)]))
             elif not is_op(node, "Gather"):
@@ -78,6 +78,6 @@ class Savings:
             tensor = tensor_of(base)
             assert tensor is not None
             if len(tensor.shape) == 2:
-                k, n = (int(size) for size in tensor.shape)
+                k, n = sizes_of(tensor)
                 price *= self._context.cost(_TOKENS, k, n, None) / (_TOKENS * k * n)
         return price

@@ -66,7 +66,9 @@ class SliceHidden(Pass):
                 outcome.missed(stream.obstacle[1] or where, f"its stream is not sliced: {stream.obstacle[0]}")
                 continue
             if stream.centered:
-                outcome.missed(where, "its stream is not sliced: a LayerNormalization subtracts the mean of all channels")
+                outcome.missed(
+                    where, "its stream is not sliced: a LayerNormalization subtracts the mean of all channels"
+                )
                 continue
             size = max(self.multiple, int(stream.size * (1 - self.ratio)) // self.multiple * self.multiple)
             if size >= stream.size:
@@ -89,7 +91,8 @@ class SliceHidden(Pass):
 def _slice(graph: Graph, edit: Editor, stream: Stream, size: int, context: Context) -> tuple[str | None, float]:
     """Rotate into principal components and cut; a reason if it cannot be, and the share of squares that stays."""
     inputs = list(dict.fromkeys(v for norm in stream.norms if (v := norm.node.inputs[0]) is not None))
-    hessian: Array = sum(np.asarray(h, np.float64) for h in context.statistics(inputs, DirectionHessian()).values())
+    measured = context.statistics(inputs, DirectionHessian())
+    hessian = np.sum([np.asarray(h, np.float64) for h in measured.values()], axis=0)
     powers, vectors = np.linalg.eigh(hessian)
     order = np.argsort(-powers)
     powers, q = powers[order], vectors[:, order]

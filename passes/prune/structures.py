@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx_ir
@@ -38,8 +38,8 @@ class PruneStructures(Pass):
     """Remove what a model can do without: neurons, attention heads, channels (survey, section 4.2.2 and 4.3).
 
     What must go together is found by data flow, in any model: the rows of one matrix with the columns of the next, the
-    three products of a gated layer, a head in queries, keys, values and output, channels that a residual joins. Weights,
-    biases, normalizations and target shapes shrink; no mask is left. The model is faster wherever it runs.
+    three products of a gated layer, a head in queries, keys, values and output, channels that a residual joins.
+    Weights, biases, normalizations and target shapes shrink; no mask is left. The model is faster wherever it runs.
 
     Attributes:
         ratio: share to remove, of what ``of`` says.
@@ -48,10 +48,10 @@ class PruneStructures(Pass):
         metric: which go. ``"magnitude"``: those of the smallest weights. With calibration inputs: ``"wanda"``, by
             weights and inputs; ``"flap"``, by how much they fluctuate (An et al. 2024); ``"obs"``, those whose loss the
             others make up for best (Optimal Brain Surgeon; ZipLM, Kurtic et al. 2023), for convolutions as ``"flap"``;
-            ``"fisher"``, those that the loss feels least, by its gradients (LLM-Pruner, Ma et al. 2023; Kwon et al. 2022,
-            equation 8). ``"auto"``: ``"fisher"`` with calibration inputs, else
-            ``"magnitude"`` (SmolLM2-135M without a tenth of its weights, perplexity against float32: 1.11 by ``"fisher"``,
-            1.13 by ``"obs"``, 1.36 by ``"flap"``, 2000 by ``"magnitude"``).
+            ``"fisher"``, those that the loss feels least, by its gradients (LLM-Pruner, Ma et al. 2023; Kwon et al.
+            2022, equation 8). ``"auto"``: ``"fisher"`` with calibration inputs, else
+            ``"magnitude"`` (SmolLM2-135M without a tenth of its weights, perplexity against float32: 1.11 by
+            ``"fisher"``, 1.13 by ``"obs"``, 1.36 by ``"flap"``, 2000 by ``"magnitude"``).
         compensate: what the products behind do about it. ``"least_squares"``: their weights are fitted anew;
             ``"bias"``: the mean of what is lost is added (FLAP), an addition where there was none; ``"auto"``: least
             squares for products and a bias for convolutions that have one, if there are calibration inputs.
@@ -101,7 +101,8 @@ class PruneStructures(Pass):
             if value not in choices:
                 fix = nearest(str(value), choices)
                 raise OptionError(f"{name}={value!r} does not exist", where="PruneStructures", fix=fix)
-        pairs = tuple(self.ratios.items()) if isinstance(self.ratios, Mapping) else tuple(map(tuple, self.ratios))
+        given = self.ratios.items() if isinstance(self.ratios, Mapping) else self.ratios
+        pairs = tuple((str(text), float(share)) for text, share in given)
         object.__setattr__(self, "ratios", pairs)
         for number in (self.ratio, *(share for _, share in pairs)):
             if not 0 <= number < 1:
@@ -109,7 +110,8 @@ class PruneStructures(Pass):
         if self.multiple < 1 or not 0 < self.most < 1:
             raise OptionError(
                 f"multiple={self.multiple!r} must be 1 or more, most={self.most!r} between 0 and 1",
-                where="PruneStructures", fix="use multiple=8, most=0.8",
+                where="PruneStructures",
+                fix="use multiple=8, most=0.8",
             )
         for name in ("include", "exclude"):
             value = getattr(self, name)
@@ -306,8 +308,13 @@ class _Run:
         return replaced
 
     def _tell(
-        self, groups: Sequence[Group], chosen: Sequence[Sequence[int]], orders: Sequence[Order], steps: Steps,
-        savings: Savings, atoms: Array,
+        self,
+        groups: Sequence[Group],
+        chosen: Sequence[Sequence[int]],
+        orders: Sequence[Order],
+        steps: Steps,
+        savings: Savings,
+        atoms: Array,
     ) -> None:
         for group, units, order, count in zip(groups, chosen, orders, steps, strict=True):
             if not units:
@@ -337,5 +344,3 @@ def _nodes(coupling: Coupling, group: Group) -> list[onnx_ir.Node]:
 
 def _any(chosen: Sequence[selectors.Selector], nodes: Sequence[onnx_ir.Node]) -> bool:
     return any(selectors.first(chosen, node) is not None for node in nodes)
-
-

@@ -39,9 +39,11 @@ class Point:
 class PruneTokens(Pass):
     """Shorten the sequence of an encoder between layers (Learned Token Pruning, Kim et al. 2022, equations 1 to 3).
 
-    A token matters as the attention that it gets: the mean of its column of the probabilities over heads and queries. The
+    A token matters as the attention that it gets: the mean of its column of the probabilities over heads and queries.
+    The
     share ``keep`` that gets most goes on, in its order, with masks cut alike; the first token always does. Outputs keep
-    one row a token: for a token that left, what it was when it did. Products behind the point work on shorter sequences.
+    one row a token: for a token that left, what it was when it did. Products behind the point work on shorter
+    sequences.
 
     Attributes:
         keep: share of the tokens that go on at each point.

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir
 
-from ...ir.graph import module_path, tensor_of
+from ...ir.graph import module_path, sizes_of, tensor_of
 from .coupling import Array, Coupling, Grid
 
 Kind = Literal["channels", "heads"]
@@ -31,8 +31,8 @@ class Group:
         reads: those of them that are summed over.
         roots: the classes of atoms of each unit.
         where: module path of the first node that makes or reads it.
-        balance: where heads of keys serve several heads of queries: the units of each head of keys, ``[keys, queries]``,
-            of which equally many must stay; None where any may go.
+        balance: where heads of keys serve several heads of queries: the units of each head of keys, ``[keys,
+            queries]``, of which equally many must stay; None where any may go.
     """
 
     kind: Kind
@@ -52,7 +52,7 @@ class Group:
         for (base, number), places in self.axes.items():
             tensor = tensor_of(base)
             assert tensor is not None
-            total += places.shape[1] * (int(tensor.size) // int(tensor.shape[number]))
+            total += places.shape[1] * (int(tensor.size) // sizes_of(tensor)[number])
         return total
 
 
@@ -222,7 +222,7 @@ def parameters(coupling: Coupling, gone: Array) -> int:
     for base, axes in coupling.weights.items():
         tensor = tensor_of(base)
         assert tensor is not None
-        sizes = [int(size) for size in tensor.shape]
+        sizes = list(sizes_of(tensor))
         for number, axis in axes.items():
             sizes[number] = int((~gone[axis.atoms]).sum())
         total += int(np.prod(sizes))

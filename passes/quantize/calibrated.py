@@ -136,7 +136,12 @@ class Calibrated:
         return Rounded(codes, figures, which, kept)
 
     def _round(
-        self, matrix: Array, hessian: Array, feedback: gptq.Feedback, scheme: Scheme, precision: Any,
+        self,
+        matrix: Array,
+        hessian: Array,
+        feedback: gptq.Feedback,
+        scheme: Scheme,
+        precision: Any,
         zeros: Array | None,
     ) -> Codes:
         """Codes of a matrix; weights that a pattern made zero stay zero."""
@@ -176,7 +181,9 @@ class Calibrated:
 def _with_zeros(codes: Codes, zeros: Array, scheme: Scheme) -> Codes:
     """Codes of which some stand for zero."""
     k = codes.codes.shape[1]
-    middle = np.full_like(codes.scales, scheme.levels // 2, np.uint8) if codes.zero_points is None else codes.zero_points
+    middle = (
+        np.full_like(codes.scales, scheme.levels // 2, np.uint8) if codes.zero_points is None else codes.zero_points
+    )
     spread = np.repeat(middle, scheme.group(k), axis=1)[:, :k]
     return Codes(np.where(zeros, spread, codes.codes), codes.scales, codes.zero_points)
 

@@ -69,9 +69,7 @@ def refine(
     return Codes(codes, scales, start.zero_points)
 
 
-def descend(
-    weights: Array, start: Codes, hessian: Array, scheme: Scheme, pruned: Array | None = None
-) -> Codes:
+def descend(weights: Array, start: Codes, hessian: Array, scheme: Scheme, pruned: Array | None = None) -> Codes:
     """One sweep over the columns, each rounded to its best value given the others.
 
     Args:

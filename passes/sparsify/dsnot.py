@@ -1,7 +1,8 @@
-"""DSnoT: a mask grows where it lost too much and is pruned where that costs least, without training (Zhang et al. 2024).
+"""DSnoT: a mask grows where it lost too much and is pruned where that costs least, without training (Zhang et al.
+2024).
 
-The expected output of a row changes by ``ε = -Σ over pruned j of W_j E[x_j]``. In turn the pruned weight comes back that
-brings ε nearest to zero for what its input varies, and the weight goes whose Wanda score is least among those that
+The expected output of a row changes by ``ε = -Σ over pruned j of W_j E[x_j]``. In turn the pruned weight comes back
+that brings ε nearest to zero for what its input varies, and the weight goes whose Wanda score is least among those that
 move ε the right way (sections 3.2 and 3.3).
 """
 
@@ -21,9 +22,7 @@ ENOUGH = 0.1
 """A row is left alone where |ε| is below this (the authors' update threshold)."""
 
 
-def refine(
-    weights: Array, keep: Array, mean: Array, square: Array, pattern: Pattern, *, cycles: int = CYCLES
-) -> Array:
+def refine(weights: Array, keep: Array, mean: Array, square: Array, pattern: Pattern, *, cycles: int = CYCLES) -> Array:
     """A better mask with as many weights in each row, and in each group of a pattern N:M.
 
     Args:
@@ -34,7 +33,7 @@ def refine(
         pattern: unstructured, or N:M.
         cycles: most exchanges in a row.
     """
-    n, k = weights.shape
+    k = weights.shape[1]
     keep = keep.copy()
     expected = np.asarray(weights, np.float32) * mean
     variance = np.maximum(square - mean**2, 1e-12)

@@ -52,14 +52,13 @@ class Inputs:
         """Root of the mean square of each input channel: float32 [k]."""
         names = _names(weight)
         if self._moments:
-            return np.sqrt(self.moments(weight)[1])
+            return np.asarray(np.sqrt(self.moments(weight)[1]))
         diagonals = [np.asarray(self._hessians[name].diagonal(), np.float32) for name in names]
-        return np.sqrt(np.mean(diagonals, axis=0))
+        return np.asarray(np.sqrt(np.mean(diagonals, axis=0)))
 
     def moments(self, weight: Weight) -> Array:
         """Mean and mean square of each input channel: float32 [2, k]."""
-        found: Array = np.mean([self._moments[name] for name in _names(weight)], axis=0, dtype=np.float32)
-        return found
+        return np.asarray(np.mean([self._moments[name] for name in _names(weight)], axis=0, dtype=np.float32))
 
     def hessian(self, weight: Weight, order: gptq.Order) -> tuple[Array, gptq.Feedback]:
         """Mean of ``xᵀx`` and what rounding or pruning in an order of columns makes of it."""

@@ -60,6 +60,8 @@ def _descend(weights: Array, start: Array, keep: Array, h: Array, inverse: Array
         residual = residual - length * along
         scaled = residual * inverse
         after = np.einsum("nk,nk->n", residual, scaled)
-        direction = scaled + np.where(going, after / np.where(going, power, 1), 0).astype(np.float32)[:, None] * direction
+        direction = (
+            scaled + np.where(going, after / np.where(going, power, 1), 0).astype(np.float32)[:, None] * direction
+        )
         power = after
     return found

@@ -92,7 +92,9 @@ def select(scores: Array, pattern: Pattern, sparsity: float, compare: Compare = 
     rows, columns = pattern.block
     if rows * columns > 1:
         blocks = scores.reshape(n // rows, rows, k // columns, columns).sum(axis=(1, 3), dtype=np.float64)
-        return np.repeat(np.repeat(_largest(blocks.reshape(1, -1), sparsity).reshape(blocks.shape), rows, 0), columns, 1)
+        return np.repeat(
+            np.repeat(_largest(blocks.reshape(1, -1), sparsity).reshape(blocks.shape), rows, 0), columns, 1
+        )
     return _largest(scores if compare == "row" else scores.reshape(1, -1), sparsity).reshape(n, k)
 
 

@@ -20,7 +20,7 @@ from ..quantize.targets import Weight, find
 from ..selectors import Selector
 from . import criteria, dsnot, least_squares, ratios, sparsegpt
 from .inputs import Inputs
-from .pattern import Array, Compare, Pattern, parse, select
+from .pattern import Array, Compare, parse, select
 from .reorder import reorder
 
 RULE = "prune weights"
@@ -92,7 +92,8 @@ class Prune(Pass):
             value = getattr(self, name)
             if value not in choices:
                 raise OptionError(f"{name}={value!r} does not exist", where="Prune", fix=nearest(str(value), choices))
-        pairs = tuple(self.ratios.items()) if isinstance(self.ratios, Mapping) else tuple(map(tuple, self.ratios))
+        given = self.ratios.items() if isinstance(self.ratios, Mapping) else self.ratios
+        pairs = tuple((str(text), float(share)) for text, share in given)
         object.__setattr__(self, "ratios", pairs)
         for share in (self.sparsity, *(share for _, share in pairs)):
             if not 0 <= share < 1:
@@ -105,7 +106,8 @@ class Prune(Pass):
         prescribed = pattern.sparsity
         if prescribed is not None and (pairs or self.layer_ratios != "uniform"):
             raise OptionError(
-                f"the pattern {pattern} prescribes {prescribed:.0%} zeros in every layer", where="Prune",
+                f"the pattern {pattern} prescribes {prescribed:.0%} zeros in every layer",
+                where="Prune",
                 fix="leave ratios and layer_ratios out, or use the unstructured pattern",
             )
         if self.permute and not pattern.group:
@@ -114,7 +116,8 @@ class Prune(Pass):
             )
         if pattern.block != (1, 1) and (self.refine_mask or self.metric == "sparsegpt"):
             raise OptionError(
-                "blocks go with the metrics magnitude, wanda and ria, their mask is not refined", where="Prune",
+                "blocks go with the metrics magnitude, wanda and ria, their mask is not refined",
+                where="Prune",
                 fix='use metric="wanda" with reconstruct="least_squares"',
             )
 
@@ -280,7 +283,8 @@ class _Run:
         matrix = _read(weight)
         if not np.isfinite(matrix).all():
             raise ModelError(
-                "a weight is infinite or not a number", where=f"weight {weight.value.name!r}",
+                "a weight is infinite or not a number",
+                where=f"weight {weight.value.name!r}",
                 fix="exclude it, or repair the model",
             )
         figures: dict[str, Any] = {}
@@ -293,7 +297,8 @@ class _Run:
                 keep = select(self._scores(weight, matrix), self.pattern, item.sparsity, self._compare())
             if self.options.refine_mask:
                 assert self.inputs is not None
-                refined = dsnot.refine(matrix, keep, *self.inputs.moments(weight), self.pattern)
+                moments = self.inputs.moments(weight)
+                refined = dsnot.refine(matrix, keep, moments[0], moments[1], self.pattern)
                 figures["exchanged"] = int((refined & ~keep).sum())
                 keep = refined
         result = matrix * keep if keep is not None else matrix
@@ -320,7 +325,9 @@ class _Run:
         array = np.ascontiguousarray(result.T if weight.layout == "kn" else result).astype(tensor.dtype.numpy())
         name = weight.value.name or "weight"
         self.edit.at(weight.products[0])
-        take_place(self.edit, weight, self.edit.initializer(onnx_ir.Tensor(array, dtype=tensor.dtype), f"{name}.pruned"))
+        take_place(
+            self.edit, weight, self.edit.initializer(onnx_ir.Tensor(array, dtype=tensor.dtype), f"{name}.pruned")
+        )
 
     def _convolution(self, node: onnx_ir.Node, sparsity: float, data: bool) -> None:
         tensor, old = tensor_of(node.inputs[1]), node.inputs[1]
@@ -331,7 +338,9 @@ class _Run:
         array = np.asarray(tensor.numpy(), np.float32)
         keep = select(criteria.magnitude(_matrix_of(tensor)), self.pattern, sparsity, "matrix")
         moved = np.moveaxis(array, 1, -1)
-        result = np.ascontiguousarray(np.moveaxis(moved * keep.reshape(moved.shape), -1, 1)).astype(tensor.dtype.numpy())
+        result = np.ascontiguousarray(np.moveaxis(moved * keep.reshape(moved.shape), -1, 1)).astype(
+            tensor.dtype.numpy()
+        )
         new = self.edit.at(node).initializer(onnx_ir.Tensor(result, dtype=tensor.dtype), f"{old.name}.pruned")
         node.replace_input_with(1, new)
         self.edit.drop_initializer(old)
@@ -364,7 +373,9 @@ class _Run:
             size = (_ROWS, 1024, 1024)
             dense = self.context.cost(*size, None)
             ratio = self.context.cost(*size, Zeros(str(self.pattern), round(share, 2))) / dense
-            text += f"; measured on this machine, a product with these zeros takes {ratio:.2f} times the dense one's time"
+            text += (
+                f"; measured on this machine, a product with these zeros takes {ratio:.2f} times the dense one's time"
+            )
             values["time_ratio"] = round(ratio, 3)
         self.outcome.missed("", f"{text}; PruneStructures removes whole channels, which does pay", **values)
 
@@ -381,5 +392,3 @@ def _matrix_of(tensor: onnx_ir.TensorProtocol) -> Array:
     """The weights of a convolution [O, I, ...] as [O x ..., I]."""
     moved = np.moveaxis(np.asarray(tensor.numpy(), np.float32), 1, -1)
     return np.ascontiguousarray(moved.reshape(-1, moved.shape[-1]))
-
-

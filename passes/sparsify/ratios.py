@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+Array = np.ndarray[Any, Any]
 
 SPREAD = 0.08
 """How far OWL lets the sparsity of a layer be from the mean (Yin et al. 2024, section 4.1: lambda)."""
@@ -34,7 +37,7 @@ def owl(outliers: Sequence[float], sizes: Sequence[int], sparsity: float, spread
     return [float(value) for value in _in_bounds(found, weights, sparsity, spread)]
 
 
-def _in_bounds(found: np.ndarray, weights: np.ndarray, sparsity: float, spread: float) -> np.ndarray:  # type: ignore[type-arg]
+def _in_bounds(found: Array, weights: Array, sparsity: float, spread: float) -> Array:
     """Moved and clipped, so that all are within ``spread`` of the mean, and within 0 and 1."""
     low, high = max(0.0, sparsity - spread), min(1.0, sparsity + spread)
     least, most = -1.0, 1.0
@@ -47,7 +50,7 @@ def _in_bounds(found: np.ndarray, weights: np.ndarray, sparsity: float, spread: 
     return np.asarray(np.clip(found + most, low, high))
 
 
-def threshold(samples: Sequence[np.ndarray], sizes: Sequence[int], sparsity: float) -> float:  # type: ignore[type-arg]
+def threshold(samples: Sequence[Array], sizes: Sequence[int], sparsity: float) -> float:
     """The score below which ``sparsity`` of all weights are, from a sample of each layer's scores.
 
     Args:

@@ -55,7 +55,9 @@ def reorder(
     for weight, _ in ranked:
         if id(weight.value) not in done:
             where = module_path(weight.products[0])
-            outcome.skipped(where, "its channels stay in their order: they are a stream's or a head's, which others read")
+            outcome.skipped(
+                where, "its channels stay in their order: they are a stream's or a head's, which others read"
+            )
 
 
 def _whole(coupling: Coupling, group: Group) -> bool:

@@ -38,7 +38,9 @@ def main() -> None:
         for given in (None, bias):
             want = x.double() @ weights.double().T + (0 if given is None else given.double())
             for blocks in (None, products.BLOCKS[0], products.BLOCKS[2]):
-                _close(products.sparse24(x, packed, given, blocks=blocks), want, dtype, f"sparse24 {dtype} {lead} {n} {k}")
+                _close(
+                    products.sparse24(x, packed, given, blocks=blocks), want, dtype, f"sparse24 {dtype} {lead} {n} {k}"
+                )
         if k % 64:
             continue
         coded = packing.quantize24(weights, 64)

@@ -16,9 +16,9 @@ from burnish.backends.reference.registry import RULES
 from burnish.frontends.torch_module import import_module
 from burnish.ir.errors import InputError, UnsupportedError
 from burnish.ir.infer import infer_graph
-from burnish.tools.coverage_pruning import outputs, prepared
-from burnish.tools.coverage_families import FAMILIES
 from burnish.tools.coverage import EXAMPLE, made
+from burnish.tools.coverage_families import FAMILIES
+from burnish.tools.coverage_pruning import outputs, prepared
 
 Array = np.ndarray[Any, Any]
 TOLERANCE = 1e-5
@@ -26,7 +26,8 @@ TOLERANCE = 1e-5
 
 
 @pytest.mark.parametrize(
-    "name", ["BERT", "Llama", "T5", "Mixtral", "Whisper", "CLIP", "ResNet", "UNet", "LSTM classifier", "Swin", "DeBERTa-v2"]
+    "name",
+    ["BERT", "Llama", "T5", "Mixtral", "Whisper", "CLIP", "ResNet", "UNet", "LSTM classifier", "Swin", "DeBERTa-v2"],
 )
 def test_families(name: str) -> None:
     graph, feeds = prepared(name)
@@ -68,14 +69,16 @@ NODES: dict[str, tuple[str, dict[str, Array]]] = {
     "slice": ("y = Slice(x, s, e, a, p)", {"x": _M, "s": np.asarray([2, 0]), "e": np.asarray([-4, 9]),
                                            "a": np.asarray([0, 1]), "p": np.asarray([-1, 2])}),
     "pad reflect": ('y = Pad<mode="reflect">(x, p)', {"x": _M, "p": np.asarray([1, 0, 1, 2])}),
-    "pad, cut and value": ("y = Pad(x, p, v)", {"x": _M, "p": np.asarray([-1, 1, 0, 2]), "v": np.asarray(3, np.float32)}),
+    "pad, cut and value": ("y = Pad(x, p, v)", {"x": _M,
+                                                "p": np.asarray([-1, 1, 0, 2]), "v": np.asarray(3, np.float32)}),
     "cumsum": ("y = CumSum<exclusive=1, reverse=1>(x, a)", {"x": _M, "a": np.asarray(1)}),
     "depth to space": ('y = DepthToSpace<blocksize=2, mode="DCR">(x)', {"x": _X}),
     "space to depth": ("y = SpaceToDepth<blocksize=2>(x)", {"x": _X}),
     "trilu": ("y = Trilu<upper=0>(x, k)", {"x": _M, "k": np.asarray(1)}),
     "one hot": ("y = OneHot<axis=0>(i, d, v)", {"i": _I, "d": np.asarray(4), "v": np.asarray([0.5, 2], np.float32)}),
     "tile": ("y = Tile(x, r)", {"x": _M, "r": np.asarray([2, 3])}),
-    "group norm": ("y = GroupNormalization<num_groups=2>(x, s, b)", {"x": _X, "s": _X[0, :, 0, 0], "b": _X[1, :, 0, 0]}),
+    "group norm": ("y = GroupNormalization<num_groups=2>(x, s, b)",
+                   {"x": _X, "s": _X[0, :, 0, 0], "b": _X[1, :, 0, 0]}),
     "instance norm": ("y = InstanceNormalization(x, s, b)", {"x": _X, "s": _X[0, :, 0, 0], "b": _X[1, :, 0, 0]}),
     "integer division": ("y = Div(a, b)", {"a": np.asarray([7, -7, 6]), "b": np.asarray([2, 2, -4])}),
     "mod": ("y = Mod(a, b)", {"a": np.asarray([7, -7, 6]), "b": np.asarray([2, 2, -4])}),
@@ -93,10 +96,17 @@ NODES: dict[str, tuple[str, dict[str, Array]]] = {
 
 
 def _graph(text: str, inputs: dict[str, Array]) -> tuple[onnx_ir.Model, onnxruntime.InferenceSession]:
-    kinds = {np.dtype(np.float32): "float", np.dtype(np.int64): "int64", np.dtype(np.uint8): "uint8", np.dtype(np.int8): "int8"}
+    kinds = {
+        np.dtype(np.float32): "float",
+        np.dtype(np.int64): "int64",
+        np.dtype(np.uint8): "uint8",
+        np.dtype(np.int8): "int8",
+    }
     arguments = ", ".join(f"{kinds[a.dtype]}[{', '.join(map(str, a.shape))}] {name}" for name, a in inputs.items())
     for out in ("float", "int64", "uint8", "bool"):
-        proto = onnx.ModelProto(ir_version=10, graph=onnx.parser.parse_graph(f"g ({arguments}) => ({out} y) {{ {text} }}"))
+        proto = onnx.ModelProto(
+            ir_version=10, graph=onnx.parser.parse_graph(f"g ({arguments}) => ({out} y) {{ {text} }}")
+        )
         proto.opset_import.add(domain="", version=23 if "Attention" in text or "DequantizeLinear" in text else 22)
         try:
             session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -22,7 +22,9 @@ def test_packing_is_undone(n: int, quads: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     weights = torch.randn(n, quads, 4, generator=generator)
     # Any two of each quad at most, none at all included.
-    gone = torch.rand(n, quads, 4, generator=generator).argsort(-1) < torch.randint(2, 5, (n, quads, 1), generator=generator)
+    gone = torch.rand(n, quads, 4, generator=generator).argsort(-1) < torch.randint(
+        2, 5, (n, quads, 1), generator=generator
+    )
     weights = torch.where(gone, 0.0, weights).reshape(n, -1)
     packed = packing.pack24(weights)
     assert torch.equal(packing.unpack24(packed), weights)
@@ -45,7 +47,7 @@ def test_codes_are_within_half_a_step() -> None:
 def test_a_violated_pattern_is_named() -> None:
     weights = torch.zeros(3, 16)
     weights[1, 9:12] = 1
-    with pytest.raises(ModelError, match="row 1 .* columns 8 to 11"):
+    with pytest.raises(ModelError, match=r"row 1 .* columns 8 to 11"):
         packing.pack24(weights)
     with pytest.raises(ModelError, match="no whole quads"):
         packing.pack24(torch.zeros(2, 6))

@@ -131,7 +131,8 @@ def _elu(call: Call) -> Result:
     if kind == "Elu":
         return functional.elu(x, call.attr("alpha", 1.0))
     gamma, alpha = call.attr("gamma", 1.0507009873554805), call.attr("alpha", 1.6732632423543772)
-    return gamma * torch.where(x > 0, x, alpha * (torch.exp(torch.clamp(x, max=0)) - 1))
+    y: Tensor = gamma * torch.where(x > 0, x, alpha * (torch.exp(torch.clamp(x, max=0)) - 1))
+    return y
 
 
 @rule("ThresholdedRelu")
@@ -174,7 +175,7 @@ def _rotary(call: Call) -> Result:
     x, cos, sin, positions = call[0], call[1], call[2], call.get(3)
     flat = x.dim() == 3
     if flat:
-        x = x.unflatten(-1, (call.attr("num_heads"), -1)).transpose(1, 2)
+        x = x.reshape(*x.shape[:-1], call.attr("num_heads"), -1).transpose(1, 2)
     width = call.attr("rotary_embedding_dim", 0) or x.shape[-1]
     turned, rest = x[..., :width], x[..., width:]
     if positions is not None:
@@ -188,5 +189,3 @@ def _rotary(call: Call) -> Result:
         made = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
     result = torch.cat([made, rest], -1) if rest.shape[-1] else made
     return result.transpose(1, 2).flatten(-2) if flat else result
-
-

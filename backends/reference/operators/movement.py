@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch.nn import functional
@@ -95,7 +98,7 @@ def _split(call: Call) -> Result:
         count = call.attr("num_outputs", len(call.node.outputs))
         each = -(-x.shape[axis] // count)
         sizes = [max(0, min(each, x.shape[axis] - i * each)) for i in range(count)]
-    return list(x.split(sizes, axis))
+    return list(torch.split(x, sizes, axis))
 
 
 @rule("Slice")
@@ -165,7 +168,7 @@ def _scatter_nd(call: Call) -> Result:
 
 @rule("Expand")
 def _expand(call: Call) -> Result:
-    return call[0].expand(torch.broadcast_shapes(call[0].shape, [int(n) for n in call[1]]))
+    return call[0].expand(np.broadcast_shapes(tuple(call[0].shape), tuple(int(n) for n in call[1])))
 
 
 @rule("Tile")
@@ -194,7 +197,7 @@ def _pad(call: Call) -> Result:
                      for n in (begin, end)]  # fmt: skip
             x = torch.cat([parts[0], x, parts[1]], axis)
             continue
-        places = np.pad(np.arange(size), (begin, end), mode)  # type: ignore[call-overload]
+        places = np.pad(np.arange(size), (begin, end), mode)
         x = x.index_select(axis, torch.as_tensor(places, device=x.device))
     return x
 
@@ -205,7 +208,9 @@ def _depth_to_space(call: Call) -> Result:
     n, c, h, w = x.shape
     if call.attr("mode", "DCR") == "CRD":
         return functional.pixel_shuffle(x, block)
-    return x.reshape(n, block, block, c // block**2, h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, -1, h * block, w * block)
+    return (
+        x.reshape(n, block, block, c // block**2, h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, -1, h * block, w * block)
+    )
 
 
 @rule("SpaceToDepth")
@@ -248,7 +253,9 @@ def _resize(call: Call) -> Result:
     return x
 
 
-def _resample(x: Tensor, axis: int, before: int, after: int, scale: float, mode: str, way: str, rounding: str) -> Tensor:
+def _resample(
+    x: Tensor, axis: int, before: int, after: int, scale: float, mode: str, way: str, rounding: str
+) -> Tensor:
     place = np.arange(after, dtype=np.float64)
     if way == "asymmetric":
         source = place / scale
@@ -259,11 +266,11 @@ def _resample(x: Tensor, axis: int, before: int, after: int, scale: float, mode:
     else:
         source = (place + 0.5) / scale - 0.5
     if mode == "nearest":
-        rule_ = {
+        rules: dict[str, Callable[[Any], Any]] = {
             "round_prefer_floor": lambda v: np.ceil(v - 0.5), "round_prefer_ceil": lambda v: np.floor(v + 0.5),
             "floor": np.floor, "ceil": np.ceil,
-        }[rounding]  # fmt: skip
-        chosen = np.clip(rule_(source), 0, before - 1).astype(np.int64)
+        }  # fmt: skip
+        chosen = np.clip(rules[rounding](source), 0, before - 1).astype(np.int64)
         return x.index_select(axis, torch.as_tensor(chosen, device=x.device))
     if mode != "linear":
         raise NotImplementedError(f"Resize by {mode} interpolation")

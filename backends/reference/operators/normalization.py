@@ -49,7 +49,8 @@ def _rms_norm(call: Call) -> Result:
     axes = list(range(call.attr("axis", -1) % x.dim(), x.dim()))
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     inverse = (wide.square().mean(axes, keepdim=True) + call.attr("epsilon", 1e-5)).rsqrt()
-    return (wide * inverse).to(x.dtype) * call[1]
+    y: Tensor = (wide * inverse).to(x.dtype) * call[1]
+    return y
 
 
 def _shaped(vector: Tensor, x: Tensor) -> Tensor:
@@ -62,7 +63,8 @@ def _instance_norm(call: Call) -> Result:
     axes = list(range(2, x.dim()))
     mean = x.mean(axes, keepdim=True)
     inverse = (x.var(axes, correction=0, keepdim=True) + call.attr("epsilon", 1e-5)).rsqrt()
-    return (x - mean) * inverse * _shaped(call[1], x) + _shaped(call[2], x)
+    y: Tensor = (x - mean) * inverse * _shaped(call[1], x) + _shaped(call[2], x)
+    return y
 
 
 @rule("GroupNormalization")

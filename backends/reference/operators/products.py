@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-
-
 import torch
 from torch.nn import functional
 
@@ -81,7 +79,7 @@ def _conv_transpose(call: Call) -> Result:
 
 def _apart(x: Tensor, heads: int | None) -> Tensor:
     """[batch, tokens, heads x width] as [batch, heads, tokens, width]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2) if x.dim() == 3 and heads else x
+    return x.reshape(*x.shape[:-1], heads, -1).transpose(1, 2) if x.dim() == 3 and heads else x
 
 
 @rule("Attention")
@@ -191,5 +189,3 @@ def _gru(call: Call) -> Result:
         outputs.append(torch.stack(steps[::-1] if backwards else steps))
         last.append(h)
     return [torch.stack(outputs, 1), torch.stack(last)]
-
-

@@ -47,8 +47,10 @@ def _arg(call: Call) -> Result:
     x, axis, keep = call[0], call.attr("axis", 0), bool(call.attr("keepdims", 1))
     find = torch.argmax if call.node.op_type == "ArgMax" else torch.argmin
     if call.attr("select_last_index", 0):
-        return x.shape[axis] - 1 - find(x.flip(axis), dim=axis, keepdim=keep)
-    return find(x, dim=axis, keepdim=keep)
+        last: Tensor = x.shape[axis] - 1 - find(x.flip(axis), dim=axis, keepdim=keep)
+        return last
+    found: Tensor = find(x, dim=axis, keepdim=keep)
+    return found
 
 
 @rule("CumSum")

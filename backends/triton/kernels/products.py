@@ -1,6 +1,7 @@
 """Products of few rows by compressed weights: 2:4 sparse, 2:4 sparse in 4 bits, and dense in 4 bits.
 
-All are bound by the bytes of the weights when rows are few. Weights are expanded in registers, never in memory; with few
+All are bound by the bytes of the weights when rows are few. Weights are expanded in registers, never in memory; with
+few
 rows the work of the tensor cores on zeros is free. Activations come in four planes, one for each place of a quad, so
 that the four parts of an expanded tile meet the four planes in four small products.
 
@@ -15,7 +16,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def sparse24_kernel(  # type: ignore[no-untyped-def]
     x, values, places, bias, y,
     rows, n, quads, words,
@@ -54,7 +55,7 @@ def sparse24_kernel(  # type: ignore[no-untyped-def]
     tl.store(target, acc.to(y.dtype.element_ty), mask=in_m[:, None] & in_n[None, :])
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def sparse24_w4_kernel(  # type: ignore[no-untyped-def]
     x, codes, places, scales, bias, y,
     rows, n, quads, words, groups,
@@ -95,14 +96,14 @@ def sparse24_w4_kernel(  # type: ignore[no-untyped-def]
     tl.store(target, acc.to(y.dtype.element_ty), mask=in_m[:, None] & in_n[None, :])
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def w4_kernel(  # type: ignore[no-untyped-def]
     x, codes, scales, bias, y,
     rows, n, k, groups,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HALF: tl.constexpr, SPLITS: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """``y = x Wᵀ + bias``: x [rows, k], codes [n, k / 2], scales [n, groups]; a tile is a group (2 HALF columns) wide."""
+    """``y = x Wᵀ + bias``: x [rows, k], codes [n, k / 2], scales [n, groups]; a tile is a group (2 HALF columns)."""
     at_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     at_m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     part = tl.program_id(2)

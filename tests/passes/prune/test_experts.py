@@ -55,11 +55,10 @@ def test_outputs_are_those_of_a_router_that_avoids_them(mixtral: Any, calibrated
     model = made(FAMILIES["Mixtral"])
     for layer, removed in zip(model.model.layers, gone, strict=True):  # type: ignore[union-attr, arg-type]
         gate, weight = layer.mlp.gate, layer.mlp.gate.weight
-        plain = torch.nn.functional.linear
 
         def closed(hidden: torch.Tensor, gate: Any = gate, weight: Any = weight, removed: Any = removed) -> Any:
             hidden = hidden.reshape(-1, weight.shape[1])
-            logits = plain(hidden, weight)
+            logits = torch.nn.functional.linear(hidden, weight)
             logits[:, removed] = -1e30
             shares = torch.softmax(logits.float(), -1)
             top = shares.topk(gate.top_k, -1)

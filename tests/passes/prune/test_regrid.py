@@ -51,5 +51,7 @@ def test_static_reshapes_move_labels_as_elements(shape: list[int], axis: int, se
     spread = np.broadcast_to(labels.reshape([-1 if a == axis else 1 for a in range(len(shape))]), shape)
     grid = regrid(Grid((axis,), labels), shape, after)
     assert grid is not None
-    found = grid.labels.reshape([grid.labels.shape[grid.axes.index(a)] if a in grid.axes else 1 for a in range(len(after))])
+    found = grid.labels.reshape(
+        [grid.labels.shape[grid.axes.index(a)] if a in grid.axes else 1 for a in range(len(after))]
+    )
     assert np.array_equal(np.broadcast_to(found, after), spread.reshape(after))

@@ -29,9 +29,7 @@ def _weights(graph: onnx_ir.Model) -> int:
 
 
 @pytest.mark.parametrize("family", ["llama", "tied", "gpt2", "bert"])
-def test_transformers_shrink(
-    family: str, transformer: Transformer, outputs: Outputs, calibrated: Calibrated
-) -> None:
+def test_transformers_shrink(family: str, transformer: Transformer, outputs: Outputs, calibrated: Calibrated) -> None:
     graph, feeds = transformer(family)
     before = _weights(graph)
     outcome = PruneStructures(ratio=0.15, multiple=1).run(graph, calibrated(graph, feeds))
@@ -44,7 +42,9 @@ def test_transformers_shrink(
     assert not any("mask" in node.name for node in graph.graph)
 
 
-def _deviation(graph: onnx_ir.Model, options: dict[str, Any], feeds: Feeds, outputs: Outputs, make: Calibrated) -> float:
+def _deviation(
+    graph: onnx_ir.Model, options: dict[str, Any], feeds: Feeds, outputs: Outputs, make: Calibrated
+) -> float:
     want = outputs(graph, feeds)[0]
     copy = graph.clone()
     PruneStructures(**options).run(copy, make(copy, feeds))
@@ -121,7 +121,8 @@ def test_nothing_to_remove(parse: Callable[..., onnx_ir.Model]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"ratio": 1.0}, {"metric": "taylor"}, {"of": "bytes"}, {"multiple": 0}, {"most": 1.5}, {"what": "layers"}]
+    "options",
+    [{"ratio": 1.0}, {"metric": "taylor"}, {"of": "bytes"}, {"multiple": 0}, {"most": 1.5}, {"what": "layers"}],
 )
 def test_bad_options(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError):

@@ -45,9 +45,7 @@ def _products(graph: onnx_ir.Model) -> list[Array]:
 
 @pytest.mark.parametrize("metric", ["magnitude", "wanda", "ria", "sparsegpt", "auto"])
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
-def test_half_of_the_weights_go(
-    parse: Parse, calibrated: Calibrated, metric: str, pattern: str
-) -> None:
+def test_half_of_the_weights_go(parse: Parse, calibrated: Calibrated, metric: str, pattern: str) -> None:
     graph, feeds = _mlp(parse)
     outcome = Prune(metric=metric, pattern=pattern).run(graph, calibrated(graph, feeds))
     verify(graph)
@@ -147,8 +145,8 @@ def test_unfit_matrices_are_told(parse: Parse) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"metric": "gradient"}, {"sparsity": 1.0}, {"pattern": "4:2"}, {"permute": True}, {"pattern": "2:4", "layer_ratios":
-     "owl"}, {"pattern": "4x4", "refine_mask": True}, {"reconstruct": "none"}, {"compare": "column"}],
+    [{"metric": "gradient"}, {"sparsity": 1.0}, {"pattern": "4:2"}, {"permute": True}, {"pattern": "2:4",
+     "layer_ratios": "owl"}, {"pattern": "4x4", "refine_mask": True}, {"reconstruct": "none"}, {"compare": "column"}],
 )  # fmt: skip
 def test_bad_options(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
