@@ -52,7 +52,9 @@ class Learning:
         theirs = [v.name or "" for v in self._original.graph.outputs][: len(outputs)]
         weights = [_Trained(student.constant(value), value in masked, how.rank, how.seed) for value in values]
         names = [value.name or "" for value in values]
-        optimizer = torch.optim.AdamW([p for w in weights for p in w.parameters], lr=how.rate, weight_decay=0.0, fused=True)
+        optimizer = torch.optim.AdamW(
+            [p for w in weights for p in w.parameters], lr=how.rate, weight_decay=0.0, fused=True
+        )
         losses: list[float] = []
         with torch.enable_grad():
             stream = self._shuffled(how.seed)

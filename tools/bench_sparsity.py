@@ -64,6 +64,7 @@ RECIPES: dict[str, Recipe] = {
     **_structured(20),
     **_structured(30),
     "4 bits g64": Recipe(_FINAL),
+    "20 % structures + 4 bits g64": Recipe(f"prune_structures(ratio=0.2),{_FINAL}"),
     "20 % structures + distillation + 4 bits g64": Recipe(f"prune_structures(ratio=0.2),{_RECOVERY},{_FINAL}", data=64),
     "2:4 SparseGPT + 4 bits g64": Recipe(f"prune(metric=sparsegpt,{_24}),quantize"),
 }

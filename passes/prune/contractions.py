@@ -118,6 +118,7 @@ def _computed(c: Coupling, node: onnx_ir.Node) -> None:
             c.unite(labels, wide)
             labels = np.broadcast_to(labels, np.broadcast_shapes(labels.shape, wide.shape))
     if labels is not None:
+        c.heads.append(np.asarray(labels).reshape(-1))
         c.carry(out, Grid(axes, np.ascontiguousarray(labels)))
 
 

@@ -128,7 +128,7 @@ class Coupling:
         self.fixes: list[Fix] = []
         self.balances: list[Balance] = []
         self.heads: list[Array] = []
-        """An atom of each head of queries, of each attention."""
+        """Atoms of the heads of each attention, taken apart or not."""
         self.pulled: list[onnx_ir.Value] = []
         """Values that were followed backwards, see :mod:`.pull`."""
         self.pulls: set[tuple[onnx_ir.Node, int]] = set()
