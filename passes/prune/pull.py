@@ -48,7 +48,7 @@ def pull(c: Coupling, node: onnx_ir.Node, index: int, axis: int, labels: Array) 
         else:
             c.grids[value] = Grid((own,), labels)
             c.pulled.append(value)
-    from .rules import reshaped
+    from .movement import reshaped
 
     for reader, own in trail.expands:
         grid = Grid((own,), labels)

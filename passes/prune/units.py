@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir
 
-from ...ir.graph import module_path, sizes_of, tensor_of
+from ...ir.graph import module_path
 from .coupling import Array, Coupling, Grid
 
 Kind = Literal["channels", "heads"]
@@ -44,16 +44,6 @@ class Group:
 
     def __len__(self) -> int:
         return len(self.roots)
-
-    @property
-    def weights(self) -> int:
-        """Weights that a unit has a part in, those shared with units of other groups included."""
-        total = 0
-        for (base, number), places in self.axes.items():
-            tensor = tensor_of(base)
-            assert tensor is not None
-            total += places.shape[1] * (int(tensor.size) // sizes_of(tensor)[number])
-        return total
 
 
 @dataclass
@@ -209,21 +199,3 @@ def _grids(coupling: Coupling) -> dict[int, list[tuple[Grid, str]]]:
             for root in np.unique(coupling.parents[grid.labels]).tolist():
                 found[root].append((grid, f"value {value.name!r}"))
     return found
-
-
-def parameters(coupling: Coupling, gone: Array) -> int:
-    """Weights of the products, convolutions and embeddings that are left if some atoms go.
-
-    Args:
-        coupling: of the graph.
-        gone: bool for each atom.
-    """
-    total = 0
-    for base, axes in coupling.weights.items():
-        tensor = tensor_of(base)
-        assert tensor is not None
-        sizes = list(sizes_of(tensor))
-        for number, axis in axes.items():
-            sizes[number] = int((~gone[axis.atoms]).sum())
-        total += int(np.prod(sizes))
-    return total

@@ -10,9 +10,11 @@ import onnx_ir
 import pytest
 from burnish.ir.rewrite import Editor
 from burnish.ir.verify import verify
+from burnish.passes.base import Context
 from burnish.passes.prune.coupling import Coupling
 from burnish.passes.prune.remove import gone, remove
-from burnish.passes.prune.units import find, parameters
+from burnish.passes.prune.savings import Savings
+from burnish.passes.prune.units import find
 from burnish.tools.coverage_pruning import TOLERANCE, masked, measure, prepared, removal_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,7 +41,9 @@ def test_a_chain_of_products(parse: Parse) -> None:
     found = find(coupling)
     assert [len(group) for group in found.groups] == [10]
     assert any("output of the model" in reason and count == 6 for _, reason, count in found.misses)
-    assert parameters(coupling, np.zeros(len(coupling.parents), bool)) == 140
+    savings = Savings(coupling, "parameters", Context())
+    assert savings.parameters(np.zeros(len(coupling.parents), bool)) == 140
+    assert savings.unit(found.groups[0]) == 14
 
 
 @pytest.mark.parametrize(
