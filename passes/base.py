@@ -189,6 +189,8 @@ class Pass(abc.ABC):
     """A rewrite of a whole graph, in place. Subclasses are frozen dataclasses; their fields are their options."""
 
     stage: ClassVar[Stage]
+    latest: ClassVar[Stage | None] = None
+    """The last stage that it can run in, where it can in more than one."""
     approximate: ClassVar[bool] = False
     """Whether it changes what is computed by design: with calibration inputs, by how much is measured and reported."""
     needs_original: ClassVar[bool] = False

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import itertools
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -319,12 +318,16 @@ def check_order(passes: Sequence[Pass]) -> None:
     Raises:
         OptionError: with the order that would work.
     """
-    for earlier, later in itertools.pairwise(passes):
-        if later.stage < earlier.stage:
+    now = [item.stage for item in passes]
+    for at in range(1, len(passes)):
+        earlier, later = passes[at - 1], passes[at]
+        if later.latest is not None and later.stage < now[at - 1] <= later.latest:
+            now[at] = now[at - 1]
+        if now[at] < now[at - 1]:
             works = sorted(passes, key=lambda item: item.stage)
             raise OptionError(
                 f"{pass_name(type(later))!r} cannot run after {pass_name(type(earlier))!r}: "
-                f"{later.stage.name.lower()} comes before {earlier.stage.name.lower()}",
+                f"{later.stage.name.lower()} comes before {now[at - 1].name.lower()}",
                 where=f"passes={format_passes(passes)!r}",
                 fix=f"this order works: {format_passes(works)}",
             )

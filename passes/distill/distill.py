@@ -45,7 +45,8 @@ class Distill(Pass):
         SelectorError: a malformed selector, or (when run) one that matches nothing.
     """
 
-    stage = Stage.SPARSIFY
+    stage = Stage.PRUNE
+    latest = Stage.SPARSIFY
     approximate = True
     needs_original = True
 

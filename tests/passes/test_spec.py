@@ -158,3 +158,12 @@ def test_types_as_users_write_them() -> None:
     assert annotation_text(int | None) == "int | none"
     assert annotation_text(Literal["a", "b"]) == "a | b"
     assert annotation_text(tuple[str, ...]) == "tuple[str, ...]"
+
+
+def test_distillation_may_follow_structures_and_patterns() -> None:
+    check_order(parse("prune_structures,distill,rotate,quantize"))
+    check_order(parse("prune_structures,distill,prune,distill,quantize"))
+    with pytest.raises(OptionError, match="prune comes before quantize"):
+        check_order(parse("quantize,distill"))
+    with pytest.raises(OptionError, match="smooth comes before sparsify"):
+        check_order(parse("prune,distill,rotate"))

@@ -35,4 +35,4 @@ def test_limits_on_what_was_measured() -> None:
 
 
 def test_half_the_weights_in_half_the_time_is_ideal() -> None:
-    assert efficiency(0.5, 0.5) == 1.0 and efficiency(0.8, 0.4) == 0.75
+    assert efficiency(0.5, 0.5) == 1.0 and efficiency(0.8, 0.4) == pytest.approx(0.75)
