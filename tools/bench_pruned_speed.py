@@ -30,7 +30,7 @@ _ENCODER_WAYS = {
     " magnitude": f"prune_structures({{ratio}},{_PLAIN})",
     " FLAP": "prune_structures({ratio},metric=flap,compensate=bias)",
     "": "prune_structures({ratio})",
-    " + distillation": "prune_structures({ratio}),distill(steps=300,rate=2e-4,batch=4)",
+    " + distillation": "prune_structures({ratio}),distill(steps=200,rate=2e-4,batch=2)",
 }
 ENCODERS: dict[str, str] = {FLOAT: "default"} | {
     f"{share} %{name}": recipe.format(ratio=f"ratio={share / 100}")
