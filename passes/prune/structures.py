@@ -49,9 +49,10 @@ class PruneStructures(Pass):
             weights and inputs; ``"flap"``, by how much they fluctuate (An et al. 2024); ``"obs"``, those whose loss the
             others make up for best (Optimal Brain Surgeon; ZipLM, Kurtic et al. 2023), for convolutions as ``"flap"``;
             ``"fisher"``, those that the loss feels least, by its gradients (LLM-Pruner, Ma et al. 2023; Kwon et al.
-            2022, equation 8). ``"auto"``: ``"fisher"`` with calibration inputs, else
-            ``"magnitude"`` (SmolLM2-135M without a tenth of its weights, perplexity against float32: 1.11 by
-            ``"fisher"``, 1.13 by ``"obs"``, 1.36 by ``"flap"``, 2000 by ``"magnitude"``).
+            2022, equation 8). With calibration inputs ``"auto"`` is ``"fisher"`` for language models (SmolLM2-135M
+            without a tenth of its weights, perplexity against float32: 1.11 by ``"fisher"``, 1.13 by ``"obs"``, 1.36 by
+            ``"flap"``, 2000 by ``"magnitude"``) and ``"obs"`` for others (MiniLM without a fifth of its arithmetic,
+            cosine with float32: 0.81 by ``"obs"``, 0.78 by ``"flap"``, 0.62 by ``"fisher"``), else ``"magnitude"``.
         compensate: what the products behind do about it. ``"least_squares"``: their weights are fitted anew;
             ``"bias"``: the mean of what is lost is added (FLAP), an addition where there was none; ``"auto"``: least
             squares for products and a bias for convolutions that have one, if there are calibration inputs.
@@ -133,7 +134,8 @@ class _Run:
         data = context.has_calibration
         self.metric = options.metric
         if self.metric == "auto":
-            self.metric = "fisher" if context.influence is not None else "obs" if data else "magnitude"
+            decoder = context.decodes and context.influence is not None
+            self.metric = "fisher" if decoder else "obs" if data else "magnitude"
         self.compensate = options.compensate
         if self.compensate == "auto":
             self.compensate = "both" if data else "off"
