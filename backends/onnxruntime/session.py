@@ -69,6 +69,8 @@ class Session:
         options.inter_op_num_threads = 1
         # Portable files: products by dequantized weights compute in int8, as MatMulNBits does where we write it.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+        # Processors without VNNI add pairs of 8-bit products in 16 bits, which overflow unless weights are unsigned.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         if not spinning:
             options.add_session_config_entry("session.force_spinning_stop", "1")
         if not optimize:

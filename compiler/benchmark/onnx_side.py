@@ -83,6 +83,8 @@ class OnnxSide:
         options.log_severity_level = 3
         if threads:
             options.intra_op_num_threads = threads
+        # As Burnish runs a model: 8-bit products do not overflow on processors without VNNI.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self.session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises classes of its own that share no base

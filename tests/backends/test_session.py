@@ -171,6 +171,18 @@ def test_threads() -> None:
         Session(flatten(onnx_ir.DataType.FLOAT), threads=0)
 
 
+def test_products_of_8_bits_are_exact_on_every_processor() -> None:
+    """Two products of 255 by 127 do not fit into the 16 bits in which processors without VNNI add them."""
+    weight = onnx.numpy_helper.from_array(np.full((64, 8), 127, np.int8), "w")
+    node = onnx.helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, [4, 64])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT32, [4, 8])
+    graph = onnx.helper.make_graph([node], "product", [x], [y], [weight])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)], ir_version=10)
+    (product,) = Session(model.SerializeToString()).run({"x": np.full((4, 64), 255, np.uint8)})
+    assert (product == 64 * 255 * 127).all()
+
+
 def test_bfloat16_arrays_are_ml_dtypes() -> None:
     session = Session(flatten(onnx_ir.DataType.BFLOAT16), threads=1)
     array = np.ones((2, 2), ml_dtypes.bfloat16)
