@@ -62,7 +62,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """A mask for each of two classes [1, 2, 256, 256]."""
-        skips = []
+        skips: list[Tensor] = []
         for step in self.down:
             if skips:
                 x = torch.max_pool2d(x, 2)
