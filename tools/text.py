@@ -1,7 +1,7 @@
 """Text for calibration and for perplexity: the topics of Python's own help (``pydoc_data``), split by topic.
 
 A second corpus is of ordinary English: 300 articles of news (Lee, Pincombe and Welsh 2005); nothing is calibrated on
-it.
+it. A third, of an encyclopedia, is for calibrating models of ordinary English.
 
 The split is by a hash of a topic's name, so it is the same in every run; a paragraph of the held-out part that also
 stands in a calibration topic is left out, so that nothing is calibrated on what it is judged by.
@@ -10,6 +10,7 @@ stands in a calibration topic is left out, so that nothing is calibrated on what
 from __future__ import annotations
 
 import hashlib
+import html
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..ir.errors import ModelError
 
 Encode = Callable[[str], list[int]]
 
+_PROSE = 120  # characters that a paragraph has at least; headings and lists have fewer
 _HELD_OUT = 3  # one topic in so many
 
 
@@ -56,6 +58,30 @@ def news_text() -> str:
     from .fetch import model_path
 
     return model_path("news").read_text(encoding="utf-8")
+
+
+def encyclopedia_text() -> str:
+    """Paragraphs of 106 articles of Wikipedia, one a line: English to calibrate on that is neither help nor news."""
+    import bz2
+
+    from .fetch import model_path
+
+    with bz2.open(model_path("encyclopedia"), "rt", encoding="utf-8") as file:
+        return "\n".join(plain_paragraphs(file.read()))
+
+
+def plain_paragraphs(dump: str) -> Iterator[str]:
+    """Paragraphs of prose out of a dump of MediaWiki, without its markup."""
+    for page in re.findall(r"<text[^>]*>(.*?)</text>", dump, re.DOTALL):
+        text = html.unescape(html.unescape(page))
+        for _ in range(4):  # templates and tables nest
+            text = re.sub(r"\{\{[^{}]*\}\}|\{\|[^{}]*\|\}", "", text)
+        text = re.sub(r"<ref[^>]*/>|<ref.*?</ref>|<!--.*?-->|<[^>]+>", "", text, flags=re.DOTALL)
+        text = re.sub(r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]", r"\1", text)
+        text = re.sub(r"\[https?://\S+ ?([^\]]*)\]", r"\1", text).replace("'''", "").replace("''", "")
+        for line in text.split("\n"):
+            if len(line) > _PROSE and line[0].isalpha() and line[0].isupper():
+                yield line.strip()
 
 
 CORPORA: dict[str, Callable[[], str]] = {"held-out": held_out_text, "news": news_text}
