@@ -1,8 +1,8 @@
 """Outlining: nodes of a graph become the body of an ONNX function that one node calls, and back.
 
-A file with such a call still runs anywhere, because the body is made of the operators that were there before. Calls with
-the same body share one function. Small constants that say how an operator works (axes, shapes, single numbers) move into
-the body, where a code generator sees them; other constants become inputs.
+A file with such a call still runs anywhere, because the body is made of the operators that were there before. Calls
+with the same body share one function. Small constants that say how an operator works (axes, shapes, single numbers)
+move into the body, where a code generator sees them; other constants become inputs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .graph import Graph, all_nodes, is_op, module_path, tensor_of
 from .rewrite import Editor, provenance
 
 EMBEDDED = 64
-"""A constant of integers or booleans of at most this many elements moves into the body; of other types, a single number."""
+"""Constants of at most this many integers or booleans move into the body; of other types, single numbers."""
 
 RULE = "outline"
 _Key: TypeAlias = "tuple[Any, ...]"
@@ -261,6 +261,20 @@ def inline(graph: Graph, node: onnx_ir.Node) -> list[onnx_ir.Node]:
     if not any(other.op_identifier() == function.identifier() for other in all_nodes(graph)):
         del graph.functions[function.identifier()]
     return kept
+
+
+def inline_all(graph: Graph, domain: str = BURNISH) -> int:
+    """Inline every call of a function of ``domain`` in the main graph; the number of calls.
+
+    What looks for operators in the main graph, such as a backend that knows better kernels for some of them, sees them
+    again afterwards.
+    """
+    calls = [node for node in graph.graph if node.domain == domain and node.op_identifier() in graph.functions]
+    for call in calls:
+        inline(graph, call)
+    if calls and not any(node.domain == domain for node in all_nodes(graph)):
+        graph.opset_imports.pop(domain, None)
+    return len(calls)
 
 
 def _take_over(scope: onnx_ir.Graph, members: set[onnx_ir.Node], old: onnx_ir.Value, new: onnx_ir.Value) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .base import Stage as Stage
     from .canonicalize.canonicalize import Canonicalize as Canonicalize
     from .distill.distill import Distill as Distill
+    from .fuse.fuse import Fuse as Fuse
     from .fuse.merge_products import MergeProducts as MergeProducts
     from .prune.experts import PruneExperts as PruneExperts
     from .prune.layers import DropLayers as DropLayers
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .prune.structures import PruneStructures as PruneStructures
     from .prune.tokens import PruneTokens as PruneTokens
     from .quantize.compensate import CompensateLowRank as CompensateLowRank
+    from .quantize.learn_codes import LearnCodes as LearnCodes
     from .quantize.weights import Quantize as Quantize
     from .recover.recover import Recover as Recover
     from .rotate.rotate import Rotate as Rotate
@@ -38,6 +40,8 @@ _HOME = {
     "Distill": ".distill.distill",
     "DropLayers": ".prune.layers",
     "EqualizeLog": ".smooth.equalize",
+    "Fuse": ".fuse.fuse",
+    "LearnCodes": ".quantize.learn_codes",
     "LinearizeAttention": ".attention.linear",
     "MergeProducts": ".fuse.merge_products",
     "Outcome": ".base",
@@ -65,6 +69,8 @@ __all__ = [
     "Distill",
     "DropLayers",
     "EqualizeLog",
+    "Fuse",
+    "LearnCodes",
     "LinearizeAttention",
     "MergeProducts",
     "Outcome",

@@ -6,7 +6,7 @@ import abc
 import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import onnx_ir
@@ -24,6 +24,16 @@ Trial = Callable[[Callable[[Graph], None]], float]
 distributions in nats for a language model, else the relative squared error of the first output."""
 Observe = Callable[[Sequence[onnx_ir.Value], Observer], dict[str, np.ndarray[Any, Any]]]
 """Statistics of values of the graph at hand, by the names of the values."""
+
+
+class Latency(Protocol):
+    """Takes the time of a small model, such as one block of a fusion plan."""
+
+    machine: str
+    """What it runs on, in words."""
+
+    def __call__(self, model: Graph) -> float:
+        """Seconds of one run on made-up inputs."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,56 @@ Distillation = Callable[
 ]
 """Trains constants of the graph at hand on the outputs of the model as it came: (which, those of them whose zeros stay,
 how) to (their values after it, the loss of each step)."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A quantized weight as something that learns: ``scales (codes - zero points)``, groups along an axis.
+
+    Attributes:
+        value: what its ``DequantizeLinear`` makes.
+        codes: uint8, of the shape of the weight.
+        scales: float32, one for each group.
+        zero_points: uint8, one for each group.
+        axis: that a group runs along.
+        block: places of a (full) group.
+        levels: number of codes.
+        original: float32, the weight before it was rounded.
+    """
+
+    value: onnx_ir.Value
+    codes: np.ndarray[Any, Any]
+    scales: np.ndarray[Any, Any]
+    zero_points: np.ndarray[Any, Any]
+    axis: int
+    block: int
+    levels: int
+    original: np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class CodeTraining:
+    """How they are trained, see :class:`~burnish.passes.quantize.learn_codes.LearnCodes`."""
+
+    steps: int
+    batch: int
+    rate: float
+    scale_rate: float
+    float_rate: float
+    precision: str
+    seed: int
+
+
+LearnedCodes = Callable[
+    [Sequence[Coded], Sequence[onnx_ir.Value], CodeTraining],
+    tuple[
+        list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]],
+        dict[onnx_ir.Value, np.ndarray[Any, Any]],
+        tuple[float, float],
+    ],
+]
+"""Trains quantized weights and float constants of the graph at hand on the outputs of the model as it came: (which, which
+constants, how) to (codes and scales of each, the constants after it, the loss before and after)."""
 Influence = Callable[[Sequence["tuple[onnx_ir.Value, int]"]], list[np.ndarray[Any, Any]]]
 """For some axes of constants, the derivative of the loss on each calibration input by a factor on each place of the
 axis, at 1: [inputs, places]. The loss is that of a language model, or, for others, the outputs' product with random
@@ -137,6 +197,8 @@ class Context:
         decodes: whether the model is a causal language model with a cache.
         distill: trains weights; None where there is no data, or no pass that needs the model as it came.
         influence: derivatives of the loss; None where there is no data.
+        latency: of small models on the target; None where nothing can be measured.
+        learn_codes: trains quantized weights; None where :attr:`distill` is.
     """
 
     target: str = "onnxruntime"
@@ -149,6 +211,8 @@ class Context:
     decodes: bool = False
     distill: Distillation | None = None
     influence: Influence | None = None
+    latency: Latency | None = None
+    learn_codes: LearnedCodes | None = None
 
     @property
     def has_calibration(self) -> bool:

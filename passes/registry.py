@@ -38,11 +38,13 @@ PASSES: dict[str, Entry] = {
     "scale_salient_channels": Entry(".smooth.salient", "ScaleSalientChannels"),
     "prune": Entry(".sparsify.prune", "Prune"),
     "quantize": Entry(".quantize.weights", "Quantize"),
+    "learn_codes": Entry(".quantize.learn_codes", "LearnCodes"),
     "compensate_low_rank": Entry(".quantize.compensate", "CompensateLowRank"),
     "sparse_attention": Entry(".attention.sparse", "SparseAttention"),
     "linearize_attention": Entry(".attention.linear", "LinearizeAttention"),
     "quantize_cache": Entry(".attention.quantize_cache", "QuantizeCache"),
     "merge_products": Entry(".fuse.merge_products", "MergeProducts"),
+    "fuse": Entry(".fuse.fuse", "Fuse"),
 }
 """Every pass by the name it has in a specification, in the order they run."""
 

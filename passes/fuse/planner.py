@@ -1,45 +1,262 @@
-"""The fusion planner: which nodes of a graph become one kernel (DNNFusion, Niu et al. 2021, listing 1)."""
+"""The fusion planner: which nodes of a graph become one kernel (DNNFusion, Niu et al. 2021, listing 1).
+
+Blocks grow from the One-to-One operators with the smallest results, to successors first, then to predecessors. Each
+step asks, in this order: the table of types, whether blocks would wait for each other, whether one kernel can compute
+both (``structure.py``), whether it fits (``resources.py``), and where the table says so whether it pays: by measured
+latencies if there are any, else by the cost model. What stands in front of a product joins it last, since the end of
+the product before is the better place. Then neighbours that may still be joined are, in the order of what they save.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir
 
-from ...ir.graph import Graph, is_op
-from ...ir.outline import boundary
-from ...ir.traits import Mapping, mapping
+from ...ir.graph import Graph
+from ...ir.outline import boundary, reads
+from .block_types import BlockType, Verdict, fused, host_nodes
+from .cost_model import GPU, CostModel, Machine
+from .latency import Latencies
+from .partition import Block, Plan, check, planned_nodes
+from .quotient import Quotient
+from .resources import estimate
+from .sizes import Sizes
+from .structure import describe, examine
+
+__all__ = ["Block", "Plan", "Planner", "plan"]
+
+_SEEDS = (BlockType.ONE_TO_ONE, BlockType.BROADCAST)
+_PLACEWISE = (
+    BlockType.ONE_TO_ONE,
+    BlockType.BROADCAST,
+    BlockType.REORGANIZE,
+    BlockType.SHUFFLE,
+    BlockType.ONE_TO_MANY,
+)
 
 
-@dataclass(frozen=True)
-class Block:
-    """Nodes that run as one kernel.
+def plan(
+    graph: Graph,
+    *,
+    machine: Machine = GPU,
+    sizes: Mapping[str, int] | None = None,
+    latencies: Latencies | None = None,
+    deep: bool = False,
+) -> Plan:
+    """The partition of the main graph's nodes into blocks.
 
-    Attributes:
-        nodes: in topological order.
-        type: the mapping type of the whole.
-        inputs: what they read of others, constants included.
-        outputs: what others, or the caller, read of them.
+    Args:
+        graph: shapes should be inferred; a node without shapes runs alone.
+        machine: figures of the cost model.
+        sizes: sizes of named dimensions to plan for; others are taken to be typical.
+        latencies: measured ones, preferred to the cost model where the table asks for profit.
+        deep: whether layers of a transformer become four blocks each.
+
+    Raises:
+        PassError: the planner made a plan that breaks its own rules.
     """
+    planner = Planner(graph, machine, sizes, latencies)
+    planner.grow()
+    planner.join()
+    if deep:
+        from .deep import deepen
 
-    nodes: tuple[onnx_ir.Node, ...]
-    type: Mapping
-    inputs: tuple[onnx_ir.Value, ...]
-    outputs: tuple[onnx_ir.Value, ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A partition of the main graph's nodes (``Constant`` excepted) into blocks, in topological order."""
-
-    blocks: tuple[Block, ...]
+        deepen(planner)
+    return planner.result()
 
 
-def plan(graph: Graph) -> Plan:
-    """The partition of the main graph's nodes into blocks."""
-    blocks = []
-    for node in graph.graph:
-        if not is_op(node, "Constant"):
-            inputs, outputs = boundary([node])
-            blocks.append(Block((node,), mapping(node), tuple(inputs), tuple(outputs)))
-    return Plan(tuple(blocks))
+class Planner:
+    """The state of planning: blocks that are merged step by step."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        machine: Machine = GPU,
+        sizes: Mapping[str, int] | None = None,
+        latencies: Latencies | None = None,
+    ) -> None:
+        self.graph = graph
+        self.sizes = Sizes.of_graph(graph.graph, sizes)
+        nodes = planned_nodes(graph)
+        host = host_nodes(graph.graph)
+        self.infos = [describe(node, self.sizes, node in host) for node in nodes]
+        number = {node: index for index, node in enumerate(nodes)}
+        makers = ([value.producer() for value in reads(node)] for node in nodes)
+        before = [sorted({number[maker] for maker in needed if maker in number}) for needed in makers]
+        self.quotient = Quotient(before)
+        self.types = {index: info.type for index, info in enumerate(self.infos)}
+        self.model = CostModel(dict(zip(nodes, self.infos, strict=True)), self.sizes, machine)
+        self.latencies = latencies
+        self.reasons: Counter[str] = Counter()
+        self.measured = self.modelled = 0
+        self._costs: dict[tuple[int, ...], float] = {}
+        self._version = [0] * len(nodes)
+        self._refused: set[tuple[int, int, int, int]] = set()
+
+    def grow(self) -> None:
+        """Grow blocks from seeds."""
+        seeds = [index for index, type_ in self.types.items() if type_ in _SEEDS]
+        seeds.sort(key=lambda index: (self.sizes.bytes(self.infos[index].node.outputs[0]), index))
+        for seed in seeds:
+            block = self.quotient.home[seed]
+            if len(self.quotient.members[block]) == 1:
+                block = self._spread(block, forward=True)
+                self._spread(block, forward=False)
+
+    def _spread(self, block: int, *, forward: bool) -> int:
+        """Take in neighbours on one side as long as some may be; the name of the block afterwards."""
+        found = True
+        while found:
+            found = False
+            near = self.quotient.after[block] if forward else self.quotient.before[block]
+            for other in sorted(near):
+                if other not in self.quotient.members or self.quotient.home[other] != other:
+                    continue
+                if forward and self.types[other] is BlockType.CONTRACTION:
+                    continue
+                if self.gain(block, other) is not None:
+                    block = self.merge(block, other)
+                    found = True
+                    break
+        return block
+
+    def join(self) -> None:
+        """Join neighbours, those that save most first."""
+        heap: list[tuple[float, int, int, int, int]] = []
+
+        def push(block: int, others: Iterable[int]) -> None:
+            for other in others:
+                gain = self.gain(block, other)
+                if gain is not None:
+                    a, b = min(block, other), max(block, other)
+                    heapq.heappush(heap, (-gain, a, b, self._version[a], self._version[b]))
+
+        for block in list(self.quotient.members):
+            push(block, self.quotient.after[block])
+            push(block, (other for other in self._siblings(block) if other > block))
+        while heap:
+            _, a, b, version_a, version_b = heapq.heappop(heap)
+            members = self.quotient.members
+            if a not in members or b not in members:
+                continue
+            if (self._version[a], self._version[b]) != (version_a, version_b) or self.gain(a, b) is None:
+                continue
+            block = self.merge(a, b)
+            push(block, self.quotient.after[block] | self.quotient.before[block])
+            push(block, self._siblings(block))
+
+    def _siblings(self, block: int) -> list[int]:
+        """Blocks of placewise work on what ``block`` reads, too."""
+        if self.types[block] not in _PLACEWISE:
+            return []
+        found: set[int] = set()
+        for maker in self.quotient.before[block]:
+            found |= self.quotient.after[maker]
+        near = found - {block} - self.quotient.after[block] - self.quotient.before[block]
+        return sorted(other for other in near if self.types[other] in _PLACEWISE)
+
+    def merge(self, a: int, b: int) -> int:
+        """Make one block of two."""
+        first, second = self._ordered(a, b)
+        type_ = fused(self.types[first], self.types[second])[1]
+        if second not in self.quotient.after[first]:
+            type_ = _wider(self.types[a], self.types[b])
+        block = self.quotient.merge(a, b)
+        self.types[block] = type_
+        self._version[block] += 1
+        return block
+
+    def _ordered(self, a: int, b: int) -> tuple[int, int]:
+        return (b, a) if a in self.quotient.after[b] else (a, b)
+
+    def gain(self, a: int, b: int) -> float | None:
+        """Seconds saved by making one block of two; None where that may not be."""
+        first, second = self._ordered(a, b)
+        pair = (first, second, self._version[first], self._version[second])
+        if pair in self._refused:
+            return None
+        beside = second not in self.quotient.after[first]
+        if beside:
+            verdict = Verdict.IF_IT_PAYS
+        else:
+            verdict, _ = fused(self.types[first], self.types[second])
+        reason: str | None = None
+        if verdict is Verdict.NEVER:
+            reason = f"{self.types[first].value} before {self.types[second].value}"
+        elif self.quotient.closes_cycle(first, second):
+            # What is refused here may be allowed once other blocks have been merged.
+            return None
+        else:
+            members = sorted(self.quotient.members[first] + self.quotient.members[second])
+            reason = self.objection(members)
+        if reason is None:
+            saved = self._saved(first, second, members, verdict is Verdict.IF_IT_PAYS)
+            if verdict is Verdict.ALWAYS or saved >= 0:
+                return saved
+            reason = f"{self.types[first].value} before {self.types[second].value} does not pay"
+        self._refused.add(pair)
+        self.reasons[reason] += 1
+        return None
+
+    def objection(self, members: Sequence[int]) -> str | None:
+        """Why the nodes cannot be one kernel; None if they can. Cycles are not looked at."""
+        block = [self.infos[member] for member in members]
+        inputs, outputs = boundary([info.node for info in block])
+        reason = examine(block, outputs).objection
+        if reason is not None or len(block) == 1:
+            return reason
+        return estimate(block, len(inputs), outputs).objection
+
+    def cost(self, members: Sequence[int]) -> float:
+        """Seconds of nodes as one block, by the cost model."""
+        key = tuple(members)
+        found = self._costs.get(key)
+        if found is None:
+            block = [self.infos[member] for member in members]
+            found = self._costs[key] = self.model.seconds(block, examine(block, ()).anchored)
+        return found
+
+    def _saved(self, first: int, second: int, members: Sequence[int], asks: bool) -> float:
+        parts = [self.quotient.members[first], self.quotient.members[second], members]
+        if asks and self.latencies is not None:
+            taken = [
+                self.latencies.seconds(
+                    [self.infos[member].node for member in part], dict(self.graph.opset_imports), self.sizes
+                )
+                for part in parts
+            ]
+            one, two, both = taken
+            if one is not None and two is not None and both is not None:
+                self.measured += 1
+                return one + two - both
+        if asks:
+            self.modelled += 1
+        return self.cost(parts[0]) + self.cost(parts[1]) - self.cost(members)
+
+    def result(self) -> Plan:
+        """The plan, checked."""
+        blocks = []
+        for name in self.quotient.order():
+            members = self.quotient.members[name]
+            infos = [self.infos[member] for member in members]
+            nodes = tuple(info.node for info in infos)
+            inputs, outputs = boundary(nodes)
+            view = all(info.view for info in infos)
+            blocks.append(Block(nodes, self.types[name], tuple(inputs), tuple(outputs), self.cost(members), view))
+        check(self.graph, [block.nodes for block in blocks])
+        if self.latencies is not None:
+            self.latencies.save()
+        return Plan(tuple(blocks), dict(self.reasons), self.measured, self.modelled)
+
+
+def _wider(a: BlockType, b: BlockType) -> BlockType:
+    order = list(BlockType)
+    return a if order.index(a) >= order.index(b) else b
+
+
+def block_of(blocks: Sequence[Block]) -> dict[onnx_ir.Node, Block]:
+    """By node, its block."""
+    return {node: block for block in blocks for node in block.nodes}
