@@ -52,12 +52,13 @@ def _learning(
     """Gradients for the passes, loaded when one asks."""
 
     def learning() -> Any:
-        from .learning import Learning
+        from .code_learning import CodeLearning
 
-        return Learning(imported.graph, original, calibration, imported.decoder is not None, progress)
+        return CodeLearning(imported.graph, original, calibration, imported.decoder is not None, progress)
 
     return {
         "distill": None if original is None else lambda *given: learning().distill(*given),
+        "learn_codes": None if original is None else lambda *given: learning().learn_codes(*given),
         "influence": lambda places: learning().influence(places),
     }
 

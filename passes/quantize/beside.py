@@ -13,6 +13,8 @@ from .rtn import Array
 
 ORIGINAL = "burnish.original"
 """Key of ``Node.meta`` of a ``DequantizeLinear``: the :class:`~.targets.Weight`'s tensor and layout before rounding."""
+LEVELS = "burnish.levels"
+"""Key of its number of codes."""
 
 
 def add(edit: Editor, node: onnx_ir.Node, make: Callable[[onnx_ir.Value], onnx_ir.Value]) -> None:

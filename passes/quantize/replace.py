@@ -110,6 +110,7 @@ def rewrite(
     made = new.producer()
     assert made is not None
     made.meta[beside.ORIGINAL] = (tensor, weight.layout)
+    made.meta[beside.LEVELS] = scheme.levels
     take_place(edit, weight, new)
     size = stored_bytes(n, k, scheme, int(tensor.dtype.itemsize))
     return described(name, n, k, scheme, size)

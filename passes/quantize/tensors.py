@@ -96,7 +96,7 @@ class _Place:
     def codes(self, codes: Codes) -> onnx_ir.TensorProtocol:
         if self._packed:
             return onnx_ir.PackedTensor(codes.codes.reshape(-1), self.small, shape=self.shape, name=self._name)
-        return _small(self._arranged(codes.codes, self.shape), self.small)
+        return small(self._arranged(codes.codes, self.shape), self.small)
 
     def scales(self, codes: Codes) -> onnx_ir.TensorProtocol:
         array = self._arranged(codes.scales, self.scale_shape)
@@ -104,10 +104,11 @@ class _Place:
 
     def zero_points(self, codes: Codes) -> onnx_ir.TensorProtocol:
         assert codes.zero_points is not None
-        return _small(self._arranged(codes.zero_points, self.scale_shape), self.small)
+        return small(self._arranged(codes.zero_points, self.scale_shape), self.small)
 
 
-def _small(array: Array, dtype: onnx_ir.DataType) -> onnx_ir.TensorProtocol:
+def small(array: Array, dtype: onnx_ir.DataType) -> onnx_ir.TensorProtocol:
+    """Codes or zero points as a tensor of 8 bits each, or of 4, two a byte."""
     if dtype == onnx_ir.DataType.UINT8:
         return onnx_ir.Tensor(array, dtype=dtype)
     packed = pack(array.reshape(1, -1))

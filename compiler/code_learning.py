@@ -1,0 +1,147 @@
+"""Codes, scales and small float constants of a quantized graph learn the outputs of the model as it came."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir
+import torch
+from torch import Tensor
+
+from ..backends.reference import Reference
+from ..passes.base import Coded, CodeTraining
+from .inputs import Array
+from .learning import Learning, _outputs, _precision, _schedule
+
+_CLIP = 1.0
+"""Largest norm of the gradients of a step, of all codes together."""
+_JUDGED = 8
+"""Calibration inputs on which the loss before and after is compared."""
+_EDGE = 0.499
+"""How far from its code an unrounded weight may begin, in steps."""
+
+
+class CodeLearning(Learning):
+    """What ``Context.learn_codes`` calls, see :class:`~.learning.Learning`."""
+
+    def learn_codes(
+        self, coded: Sequence[Coded], floats: Sequence[onnx_ir.Value], how: CodeTraining
+    ) -> tuple[list[tuple[Array, Array]], dict[onnx_ir.Value, Array], tuple[float, float]]:
+        """Train; codes and scales of each weight, the float constants, and the loss before and after.
+
+        If the loss after is not below that before, everything comes back as it was.
+        """
+        assert self._original is not None
+        student, teacher = Reference(self._graph), Reference(self._original)
+        weights = [_Latent(one) for one in coded]
+        biases = [student.constant(value).clone().requires_grad_() for value in floats]
+        names = [one.value.name or "" for one in coded]
+        float_names = [value.name or "" for value in floats]
+        optimizer = torch.optim.Adam(
+            [
+                {"params": [w.latent for w in weights], "most": how.rate},
+                {"params": [w.stretch for w in weights], "most": how.rate * how.scale_rate},
+                {"params": biases, "most": how.rate * how.float_rate},
+            ],
+            betas=(0.9, 0.99),
+            fused=True,
+        )
+        outputs = _outputs(self._graph, self._decodes)
+        theirs = [v.name or "" for v in self._original.graph.outputs][: len(outputs)]
+
+        def loss(feeds: Mapping[str, Any], given: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Tensor:
+            with torch.no_grad(), _precision(how.precision):
+                wanted = teacher.run(feeds, theirs)
+            with _precision(how.precision):
+                made = student.run(feeds, outputs, constants=constants, given=given)
+            return self._loss([made[n] for n in outputs], [wanted[n] for n in theirs])
+
+        before = self._judge(loss, names, weights, float_names, biases)
+        with torch.enable_grad():
+            stream = self._shuffled(how.seed)
+            for step in range(how.steps):
+                self._progress(step, how.steps, "learning codes")
+                for group in optimizer.param_groups:
+                    group["lr"] = group["most"] * _schedule(step, how.steps)
+                for _ in range(how.batch):
+                    given = {name: weight.value() for name, weight in zip(names, weights, strict=True)}
+                    constants = dict(zip(float_names, biases, strict=True))
+                    part = loss(next(stream), given, constants) / how.batch
+                    part.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        after = self._judge(loss, names, weights, float_names, biases)
+        if not after < before:
+            return [(one.codes, one.scales) for one in coded], {}, (before, after)
+        found = {value: bias.detach().numpy() for value, bias in zip(floats, biases, strict=True)}
+        return [weight.result() for weight in weights], found, (before, after)
+
+    def _judge(
+        self, loss: Any, names: list[str], weights: list[_Latent], float_names: list[str], biases: list[Tensor]
+    ) -> float:
+        """Mean loss on some calibration inputs."""
+        items = list(self._calibration)
+        chosen = np.unique(np.linspace(0, len(items) - 1, _JUDGED).astype(int))
+        with torch.no_grad():
+            given = {name: weight.value() for name, weight in zip(names, weights, strict=True)}
+            constants = dict(zip(float_names, biases, strict=True))
+            return float(np.mean([float(loss(items[at], given, constants)) for at in chosen]))
+
+
+class _Latent:
+    """A quantized weight whose codes can move: ``scales (round(latent) - zero points)`` within the range of codes.
+
+    Latent weights are kept in groups, the last one filled up: axis ``a`` of the weight is ``a`` and ``a + 1`` of them.
+    """
+
+    def __init__(self, coded: Coded) -> None:
+        self._axis, self._size = coded.axis, coded.codes.shape[coded.axis]
+        self._block, self._groups = coded.block, coded.scales.shape[coded.axis]
+        self._scales = torch.from_numpy(np.expand_dims(np.array(coded.scales, np.float32), coded.axis + 1))
+        self._zeros = torch.from_numpy(np.expand_dims(np.array(coded.zero_points, np.float32), coded.axis + 1))
+        self._top = coded.levels - 1
+        steps = self._grouped(np.array(coded.codes, np.float32)) - self._zeros
+        exact = self._grouped(np.array(coded.original, np.float32)) / self._scales
+        self.latent = torch.clamp(exact, steps - _EDGE, steps + _EDGE).requires_grad_()
+        self.stretch = torch.zeros_like(self._scales).requires_grad_()
+
+    def value(self) -> Tensor:
+        """The weight as it is now; rounding counts as the identity in its derivative."""
+        scales = self._scales * (1 + self.stretch)
+        found: Tensor = _Rounded.apply(self.latent, scales, -self._zeros, self._top - self._zeros)  # type: ignore[no-untyped-call]
+        return found.flatten(self._axis, self._axis + 1).narrow(self._axis, 0, self._size)
+
+    def result(self) -> tuple[Array, Array]:
+        """Codes as uint8, and scales."""
+        with torch.no_grad():
+            codes = torch.clamp(torch.round(self.latent) + self._zeros, 0, self._top).to(torch.uint8)
+            codes = codes.flatten(self._axis, self._axis + 1).narrow(self._axis, 0, self._size)
+            scales = self._scales * (1 + self.stretch)
+            return np.ascontiguousarray(codes.numpy()), scales.squeeze(self._axis + 1).numpy()
+
+    def _grouped(self, array: Array) -> Tensor:
+        short = self._groups * self._block - self._size
+        pads = [(0, short if axis == self._axis else 0) for axis in range(array.ndim)]
+        return torch.from_numpy(np.pad(array, pads)).unflatten(self._axis, (self._groups, self._block))
+
+
+class _Rounded(torch.autograd.Function):
+    """``s clamp(round(u), low, high)``; du passes where nothing is clamped (Bengio et al. 2013), ds is exact."""
+
+    @staticmethod
+    def forward(ctx: Any, latent: Tensor, scales: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        ctx.save_for_backward(latent, scales, low, high)
+        return torch.round(latent).clamp_(low, high).mul_(scales)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        latent, scales, low, high = ctx.saved_tensors
+        # Computed anew, since the weights of a model would have to be held a second time.
+        rounded = torch.round(latent)
+        inside = (rounded >= low).logical_and_(rounded <= high)
+        steps = rounded.clamp_(low, high)
+        shared = [axis for axis, size in enumerate(scales.shape) if size != latent.shape[axis]]
+        along = (steps.mul_(gradient)).sum(shared, keepdim=True) if shared else steps.mul_(gradient)
+        return (gradient * scales).mul_(inside), along, None, None
