@@ -19,7 +19,7 @@ import onnx_ir
 from ...ir.errors import CalibrationError, UnsupportedError
 from ...ir.graph import Graph, tensor_of
 from ...ir.rewrite import Editor
-from ..base import Context, Outcome
+from ..base import Context, Cost, Outcome, Trial
 from ..precise import PRECISE
 from . import activations, formats, static
 from .knapsack import solve
@@ -54,6 +54,11 @@ class Wishes:
     candidates: tuple[str, ...]
     nearest: bool
 
+    @property
+    def schemes(self) -> list[Scheme]:
+        """What may be chosen."""
+        return [*(NAMED[name] for name in self.candidates or _DEFAULT), *([] if self.candidates else [_FINE])]
+
 
 @dataclass
 class Unit:
@@ -75,15 +80,21 @@ class Unit:
     errors: list[list[float]] = field(default_factory=list)
     plain: list[list[float]] = field(default_factory=list)
 
+    def probe_errors(self) -> list[float]:
+        """Errors of the weights by rounding to nearest as the trials of kinds do."""
+        if _PROBE in self.schemes:
+            return self.plain[self.schemes.index(_PROBE)]
+        return self.plain[1] if len(self.plain) > 1 else [1.0] * len(self.weights)
+
 
 def choose(
-    graph: Graph, chosen: Sequence[tuple[Weight, Scheme]], context: Context, wishes: Wishes, outcome: Outcome
+    graph: Graph, free: Sequence[Weight], context: Context, wishes: Wishes, outcome: Outcome
 ) -> tuple[list[tuple[Weight, Scheme]], int]:
     """Schemes of the weights that get one, and how many weights stay float.
 
     Args:
         graph: unchanged.
-        chosen: weights that may be quantized; an override's scheme is kept.
+        free: weights that may be quantized, by whatever scheme.
         context: gives statistics, costs and trials.
         wishes: of the user.
         outcome: gets a remark for each scheme, and for what was refused.
@@ -104,22 +115,14 @@ def choose(
             where="calibration=",
             fix="pass calibration=batches, or --calibration FILE on the command line",
         )
-    fixed = [(weight, scheme) for weight, scheme in chosen if scheme != NAMED["w4a16"] and not _raised(weight)]
-    free = [weight for weight, scheme in chosen if not any(weight is other for other, _ in fixed)]
     units = _units([weight for weight in free if weight.products])
     if not units:
         outcome.missed("", "nothing was chosen: no product can be quantized")
-        return fixed, sum(weight.size for weight in free)
-    schemes = [*(NAMED[name] for name in wishes.candidates or _DEFAULT), *([] if wishes.candidates else [_FINE])]
-    measured = Losses(graph, [w for unit in units for w in unit.weights], context, plain=wishes.nearest)
-    for done, unit in enumerate(units):
-        context.progress(done, len(units), "measuring schemes")
-        _fill(unit, schemes, measured, context, wishes)
-    budget = math.log1p(wishes.budget) if context.decodes else wishes.budget**2
-    weights = _worth(units, context, measured)
-    picks, found = _search(units, weights, budget, context, wishes, measured)
-    _tell(outcome, units, picks, wishes, context, budget, found)
-    result = list(fixed)
+        return [], sum(weight.size for weight in free)
+    choice = _Choice(graph, units, context, context.cost, context.trial, wishes)
+    picks, found = choice.search()
+    choice.tell(outcome, picks, found)
+    result: list[tuple[Weight, Scheme]] = []
     left = sum(weight.size for weight in free if not weight.products)
     for unit, pick in zip(units, picks, strict=True):
         scheme = unit.schemes[pick]
@@ -130,46 +133,174 @@ def choose(
     return result, left
 
 
-def _search(
-    units: Sequence[Unit],
-    worth: Mapping[str, float],
-    budget: float,
-    context: Context,
-    wishes: Wishes,
-    measured: Losses,
-) -> tuple[list[int], float]:
-    """The best choice whose trial keeps the budget, and what it is expected to lose; nothing if there is none."""
-    costs = [unit.times if wishes.objective == "time" else unit.sizes for unit in units]
-    fitted = [[_loss(errors, unit, worth) for errors in unit.errors] for unit in units]
-    best, least, lost = [0] * len(units), math.inf, 0.0
-    factor = 1.0
-    for _ in range(_ROUNDS):
-        picks = solve(costs, [[factor * loss for loss in losses] for losses in fitted], budget)
-        if not any(picks):
-            break
-        pairs = list(zip(units, picks, strict=True))
-        schemes = {id(weight): unit.schemes[pick] for unit, pick in pairs for weight in unit.weights}
-        plain = sum(_loss(unit.plain[pick], unit, worth) for unit, pick in pairs)
-        rounded = sum(losses[pick] for losses, pick in zip(fitted, picks, strict=True))
-        # The trial rounds to nearest; what comes out is rounded better by as much as the estimates say.
-        real = _try(context, schemes, units, measured) * rounded / max(plain, 1e-12)
-        cost = sum(prices[pick] for prices, pick in zip(costs, picks, strict=True))
-        if real <= budget and cost < least:
-            best, least, lost = picks, cost, real
-        if 0.85 * budget <= real <= budget:
-            break
-        # Aimed a little below the budget, so that the next choice keeps it.
-        factor = max(real / max(rounded, 1e-12), 1e-3) * (1.05 if real > budget else 1.0)
-    return best, lost
+class _Choice:
+    """The measurements that a choice is made of, and the choice."""
 
+    def __init__(
+        self, graph: Graph, units: Sequence[Unit], context: Context, cost: Cost, trial: Trial, wishes: Wishes
+    ) -> None:
+        self._units, self._context, self._cost, self._trial, self._wishes = units, context, cost, trial, wishes
+        self._budget = math.log1p(wishes.budget) if context.decodes else wishes.budget**2
+        self._losses = Losses(graph, [w for unit in units for w in unit.weights], context, plain=wishes.nearest)
+        for done, unit in enumerate(units):
+            context.progress(done, len(units), "measuring schemes")
+            self._fill(unit)
+        self._worth = self._measure_worth()
 
-def _raised(weight: Weight) -> bool:
-    return any(PRECISE in node.metadata_props for node in weight.products)
+    def search(self) -> tuple[list[int], float]:
+        """The best choice whose trial keeps the budget, and what it is expected to lose; nothing if there is none."""
+        units = self._units
+        costs = [unit.times if self._wishes.objective == "time" else unit.sizes for unit in units]
+        fitted = [[self._loss(unit, errors) for errors in unit.errors] for unit in units]
+        best, least, lost = [0] * len(units), math.inf, 0.0
+        factor = 1.0
+        for _ in range(_ROUNDS):
+            picks = solve(costs, [[factor * loss for loss in losses] for losses in fitted], self._budget)
+            if not any(picks):
+                break
+            pairs = list(zip(units, picks, strict=True))
+            schemes = {id(weight): unit.schemes[pick] for unit, pick in pairs for weight in unit.weights}
+            plain = sum(self._loss(unit, unit.plain[pick]) for unit, pick in pairs)
+            rounded = sum(losses[pick] for losses, pick in zip(fitted, picks, strict=True))
+            # The trial rounds to nearest; what comes out is rounded better by as much as the estimates say.
+            real = self._try(schemes) * rounded / max(plain, 1e-12)
+            cost = sum(prices[pick] for prices, pick in zip(costs, picks, strict=True))
+            if real <= self._budget and cost < least:
+                best, least, lost = picks, cost, real
+            if 0.85 * self._budget <= real <= self._budget:
+                break
+            # Aimed a little below the budget, so that the next choice keeps it.
+            factor = max(real / max(rounded, 1e-12), 1e-3) * (1.05 if real > self._budget else 1.0)
+        return best, lost
+
+    def tell(self, outcome: Outcome, picks: Sequence[int], found: float) -> None:
+        """Make the remarks: what was chosen, and what was refused and why."""
+        units, wishes = self._units, self._wishes
+        counts: Counter[str] = Counter()
+        for unit, pick in zip(units, picks, strict=True):
+            counts[str(unit.schemes[pick] or "float32")] += len(unit.weights)
+        listed = "; ".join(f"{count} × {name}" for name, count in counts.most_common())
+        what = "perplexity × " if self._context.decodes else "relative error "
+        share = math.exp(found) if self._context.decodes else math.sqrt(max(found, 0.0))
+        before, after = (
+            sum(unit.times[pick] for unit, pick in zip(units, chosen, strict=True))
+            for chosen in ([0] * len(picks), picks)
+        )
+        outcome.applied(
+            "",
+            f"chosen for {wishes.objective} within the budget: {listed}; expected {what}{share:.3f}, "
+            f"products {after / before:.2f} of the time of float32",
+            expected_loss=found,
+            budget=self._budget,
+            time_ratio=round(after / before, 4),
+            **{name: count for name, count in counts.items()},
+        )
+        for scheme in [*(NAMED[name] for name in wishes.candidates or _DEFAULT), _FINE]:
+            if str(scheme) in counts:
+                continue
+            pairs = [(self._time(w, scheme), self._time(w, None))
+                     for unit in units for w in unit.weights if _obstacle(w, scheme) is None]  # fmt: skip
+            if not pairs:
+                outcome.skipped("", f"{scheme}: refused, no product can have it")
+                continue
+            ratio = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
+            why = "slower than float32" if ratio > 1 else "another scheme is better for the budget"
+            outcome.skipped("", f"{scheme}: refused, {why} ({ratio:.2f} of its time on this machine)", time_ratio=ratio)
+
+    def _fill(self, unit: Unit) -> None:
+        """Options of a unit."""
+        sizes = [weight.channels for weight in unit.weights]
+        tensors = [tensor_of(weight.value) for weight in unit.weights]
+        self._add(unit, None, sum(t.nbytes for t in tensors if t is not None), [0.0] * len(sizes), None)
+        if not all(self._losses.knows(weight) for weight in unit.weights):
+            return
+        for scheme in self._wishes.schemes:
+            own = [_own(weight, scheme) for weight in unit.weights]
+            if any(_obstacle(weight, one) is not None for weight, one in zip(unit.weights, own, strict=True)):
+                continue
+            pairs = [self._losses.of(weight, one) for weight, one in zip(unit.weights, own, strict=True)]
+            size = sum(stored_bytes(n, k, one) for (n, k), one in zip(sizes, own, strict=True))
+            self._add(unit, scheme, size, [a for a, _ in pairs], [b for _, b in pairs])
+
+    def _add(
+        self, unit: Unit, scheme: Scheme | None, size: float, errors: list[float], plain: list[float] | None
+    ) -> None:
+        time = sum(self._time(weight, scheme) for weight in unit.weights)
+        if scheme is not None and self._wishes.objective == "size" and time > _SLOWER * unit.times[0]:
+            return
+        unit.schemes.append(scheme)
+        unit.times.append(time)
+        unit.sizes.append(size)
+        unit.errors.append(errors)
+        unit.plain.append(errors if plain is None else plain)
+
+    def _time(self, weight: Weight, scheme: Scheme | None) -> float:
+        """Seconds that the products by a weight take for a prompt and what is decoded after it."""
+        n, k = weight.channels
+        wishes = self._wishes
+        generated = (wishes.prompt if wishes.generated is None else wishes.generated) if self._context.decodes else 0
+        seconds = self._cost(wishes.prompt, k, n, scheme)
+        if generated:
+            seconds += generated * self._cost(1, k, n, scheme)
+        return seconds * len(weight.products)
+
+    def _loss(self, unit: Unit, errors: Sequence[float]) -> float:
+        return sum(error * self._worth[kind(weight)] for error, weight in zip(errors, unit.weights, strict=True))
+
+    def _measure_worth(self) -> dict[str, float]:
+        """What the model loses for the relative error of one layer, by kind of layer."""
+        kinds: dict[str, list[Weight]] = {}
+        for unit in self._units:
+            for weight in unit.weights:
+                kinds.setdefault(kind(weight), []).append(weight)
+        groups = [(list(kinds), [w for members in kinds.values() for w in members])]
+        if len(kinds) <= _KINDS:
+            groups = [([name], members) for name, members in kinds.items()]
+        errors = {
+            id(w): loss for unit in self._units for w, loss in zip(unit.weights, unit.probe_errors(), strict=True)
+        }
+        result: dict[str, float] = {}
+        for done, (names, members) in enumerate(groups):
+            self._context.progress(done, len(groups), f"what errors cost in {', '.join(names)}")
+            lost = self._try({id(weight): _PROBE for weight in members})
+            total = sum(errors[id(weight)] for weight in members)
+            result.update(dict.fromkeys(names, max(lost, 1e-12) / max(total, 1e-12)))
+        return result
+
+    def _try(self, schemes: Mapping[int, Scheme | None]) -> float:
+        """What the model loses with some of its weights rounded to nearest."""
+        names = {
+            weight.value.name: _own(weight, scheme)
+            for unit in self._units
+            for weight in unit.weights
+            if (scheme := schemes.get(id(weight))) is not None
+        }
+
+        def change(copy: Graph) -> None:
+            edit = Editor(copy, "trial")
+            order = {node: i for i, node in enumerate(copy.graph)}
+            by_token: list[onnx_ir.Node] = []
+            for weight in find(copy).weights:
+                scheme = names.get(weight.value.name)
+                if scheme is None or weight.obstacle is not None:
+                    continue
+                if scheme.format != "int":
+                    store(edit, weight, scheme, order)
+                    continue
+                rewrite(edit, weight, scheme, nearest(weight, scheme, {}), order)
+                if scheme.activations is not None and scheme.activations.dynamic:
+                    by_token += weight.products
+                elif scheme.activations is not None:
+                    static.read_through(edit, weight.products, lambda value: self._losses.span(value.name or ""), order)
+            activations.quantize_inputs(edit, by_token, order)
+
+        return self._trial(change)
 
 
 def _own(weight: Weight, scheme: Scheme) -> Scheme:
     """The scheme of a weight in a unit of it: one that a pass asked to keep precise has 8 bits."""
-    return NAMED["w8a16"] if _raised(weight) and scheme.bits < 8 else scheme
+    raised = any(PRECISE in node.metadata_props for node in weight.products)
+    return NAMED["w8a16"] if raised and scheme.bits < 8 else scheme
 
 
 def _units(weights: Sequence[Weight]) -> list[Unit]:
@@ -186,154 +317,7 @@ def _units(weights: Sequence[Weight]) -> list[Unit]:
     return [unit for _, unit in units]
 
 
-def _fill(unit: Unit, schemes: Sequence[Scheme], measured: Losses, context: Context, wishes: Wishes) -> None:
-    """Options of a unit."""
-    sizes = [weight.channels for weight in unit.weights]
-    tensors = [tensor_of(weight.value) for weight in unit.weights]
-    _add(unit, None, context, wishes, sum(t.nbytes for t in tensors if t is not None), [0.0] * len(sizes), None)
-    if not all(measured.knows(weight) for weight in unit.weights):
-        return
-    for scheme in schemes:
-        own = [_own(weight, scheme) for weight in unit.weights]
-        if any(_obstacle(weight, one) is not None for weight, one in zip(unit.weights, own, strict=True)):
-            continue
-        pairs = [measured.of(weight, one) for weight, one in zip(unit.weights, own, strict=True)]
-        size = sum(stored_bytes(n, k, one) for (n, k), one in zip(sizes, own, strict=True))
-        _add(unit, scheme, context, wishes, size, [a for a, _ in pairs], [b for _, b in pairs])
-
-
 def _obstacle(weight: Weight, scheme: Scheme) -> str | None:
     if scheme.format != "int":
         return formats.obstacle(weight)
     return activations.obstacle(weight) if scheme.activations is not None else None
-
-
-def _add(
-    unit: Unit,
-    scheme: Scheme | None,
-    context: Context,
-    wishes: Wishes,
-    size: float,
-    errors: list[float],
-    plain: list[float] | None,
-) -> None:
-    time = sum(_time(weight, scheme, context, wishes) for weight in unit.weights)
-    if scheme is not None and wishes.objective == "size" and time > _SLOWER * unit.times[0]:
-        return
-    unit.schemes.append(scheme)
-    unit.times.append(time)
-    unit.sizes.append(size)
-    unit.errors.append(errors)
-    unit.plain.append(errors if plain is None else plain)
-
-
-def _time(weight: Weight, scheme: Scheme | None, context: Context, wishes: Wishes) -> float:
-    """Seconds that the products by a weight take for a prompt and what is decoded after it."""
-    assert context.cost is not None
-    n, k = weight.channels
-    generated = (wishes.prompt if wishes.generated is None else wishes.generated) if context.decodes else 0
-    seconds = context.cost(wishes.prompt, k, n, scheme)
-    if generated:
-        seconds += generated * context.cost(1, k, n, scheme)
-    return seconds * len(weight.products)
-
-
-def _loss(errors: Sequence[float], unit: Unit, worth: Mapping[str, float]) -> float:
-    return sum(error * worth[kind(weight)] for error, weight in zip(errors, unit.weights, strict=True))
-
-
-def _worth(units: Sequence[Unit], context: Context, measured: Losses) -> dict[str, float]:
-    """What the model loses for the relative error of one layer, by kind of layer."""
-    kinds: dict[str, list[Weight]] = {}
-    for unit in units:
-        for weight in unit.weights:
-            kinds.setdefault(kind(weight), []).append(weight)
-    groups = [(list(kinds), [w for members in kinds.values() for w in members])]
-    if len(kinds) <= _KINDS:
-        groups = [([name], members) for name, members in kinds.items()]
-    errors = {id(w): loss for unit in units for w, loss in zip(unit.weights, _probe_errors(unit), strict=True)}
-    result: dict[str, float] = {}
-    for done, (names, members) in enumerate(groups):
-        context.progress(done, len(groups), f"what errors cost in {', '.join(names)}")
-        lost = _try(context, {id(weight): _PROBE for weight in members}, units, measured)
-        total = sum(errors[id(weight)] for weight in members)
-        result.update(dict.fromkeys(names, max(lost, 1e-12) / max(total, 1e-12)))
-    return result
-
-
-def _probe_errors(unit: Unit) -> list[float]:
-    """Errors of the weights of a unit by rounding to nearest as the trials of kinds do."""
-    if _PROBE in unit.schemes:
-        return unit.plain[unit.schemes.index(_PROBE)]
-    return unit.plain[1] if len(unit.plain) > 1 else [1.0] * len(unit.weights)
-
-
-def _try(context: Context, schemes: Mapping[int, Scheme | None], units: Sequence[Unit], measured: Losses) -> float:
-    """What the model loses with some of its weights rounded to nearest."""
-    assert context.trial is not None
-    names = {
-        weight.value.name: _own(weight, scheme)
-        for unit in units
-        for weight in unit.weights
-        if (scheme := schemes.get(id(weight))) is not None
-    }
-
-    def change(copy: Graph) -> None:
-        edit = Editor(copy, "trial")
-        order = {node: i for i, node in enumerate(copy.graph)}
-        by_token: list[onnx_ir.Node] = []
-        for weight in find(copy).weights:
-            scheme = names.get(weight.value.name)
-            if scheme is None or weight.obstacle is not None:
-                continue
-            if scheme.format != "int":
-                store(edit, weight, scheme, order)
-                continue
-            rewrite(edit, weight, scheme, nearest(weight, scheme, {}), order)
-            if scheme.activations is not None and scheme.activations.dynamic:
-                by_token += weight.products
-            elif scheme.activations is not None:
-                static.read_through(edit, weight.products, lambda value: measured.span(value.name or ""), order)
-        activations.quantize_inputs(edit, by_token, order)
-
-    return context.trial(change)
-
-
-def _tell(
-    outcome: Outcome,
-    units: Sequence[Unit],
-    picks: Sequence[int],
-    wishes: Wishes,
-    context: Context,
-    budget: float,
-    found: float,
-) -> None:
-    counts: Counter[str] = Counter()
-    for unit, pick in zip(units, picks, strict=True):
-        counts[str(unit.schemes[pick] or "float32")] += len(unit.weights)
-    listed = "; ".join(f"{count} × {name}" for name, count in counts.most_common())
-    what = "perplexity × " if context.decodes else "relative error "
-    share = math.exp(found) if context.decodes else math.sqrt(max(found, 0.0))
-    before, after = (
-        sum(unit.times[pick] for unit, pick in zip(units, chosen, strict=True)) for chosen in ([0] * len(picks), picks)
-    )
-    outcome.applied(
-        "",
-        f"chosen for {wishes.objective} within the budget: {listed}; expected {what}{share:.3f}, "
-        f"products {after / before:.2f} of the time of float32",
-        expected_loss=found,
-        budget=budget,
-        time_ratio=round(after / before, 4),
-        **{name: count for name, count in counts.items()},
-    )
-    for scheme in [*(NAMED[name] for name in wishes.candidates or _DEFAULT), _FINE]:
-        if str(scheme) in counts:
-            continue
-        pairs = [(_time(w, scheme, context, wishes), _time(w, None, context, wishes))
-                 for unit in units for w in unit.weights if _obstacle(w, scheme) is None]  # fmt: skip
-        if not pairs:
-            outcome.skipped("", f"{scheme}: refused, no product can have it")
-            continue
-        ratio = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
-        why = "slower than float32" if ratio > 1 else "another scheme is better for the budget"
-        outcome.skipped("", f"{scheme}: refused, {why} ({ratio:.2f} of its time on this machine)", time_ratio=ratio)

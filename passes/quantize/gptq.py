@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .ranges import search
+from .rows import ROWS, by_rows
 from .rtn import Array, Codes, as_float32
 from .scheme import Scheme
 
@@ -28,8 +29,6 @@ ORDERS: tuple[Order, ...] = ("activation", "none")
 DAMPING = 0.01
 """Share of the mean of the diagonal that is added to it."""
 _MOST_DAMPING = 1e3
-# Rows are independent; so many at a time keep a block of columns in the second-level cache.
-_ROWS = 2048
 _BLOCK = 64
 
 
@@ -116,13 +115,14 @@ def quantize(
     weights = as_float32(weights)
     n, k = weights.shape
     scales, zeros = search(weights, feedback.importance, scheme, precision=precision)
-    codes = np.empty((n, k), np.uint8)
-    for start in range(0, n, _ROWS):
-        rows = slice(start, min(start + _ROWS, n))
-        zero = None if zeros is None else zeros[rows].astype(np.float32)
+
+    def descend(rows: slice) -> Codes:
+        zero = None if zeros is None else zeros[rows]
         gone = None if pruned is None else pruned[rows]
-        codes[rows] = _rows(weights[rows], feedback, scheme, scales[rows], zero, gone)
-    return Codes(codes, scales, zeros)
+        codes = _rows(weights[rows], feedback, scheme, scales[rows], zero, gone)
+        return Codes(codes, scales[rows], zero)
+
+    return by_rows(n, k, scheme, descend)
 
 
 def _rows(
@@ -136,7 +136,7 @@ def _rows(
     step = np.ascontiguousarray(scales.T)
     inverse = 1 / step
     middle = np.full((1, n), scheme.levels // 2, np.float32)
-    zero = middle if zeros is None else np.ascontiguousarray(zeros.T)
+    zero = middle if zeros is None else zeros.T.astype(np.float32, order="C")
     error = np.zeros((k, n), np.float32)
     codes = np.empty((k, n), np.uint8)
     for start in range(0, k, _BLOCK):
@@ -174,7 +174,7 @@ def output_error(difference: Array, hessian: Array) -> float:
     """
     hessian = np.asarray(hessian, np.float32)
     total = 0.0
-    for start in range(0, len(difference), _ROWS):
-        part = difference[start : start + _ROWS]
+    for start in range(0, len(difference), ROWS):
+        part = difference[start : start + ROWS]
         total += float(np.einsum("nk,nk->", part @ hessian, part, dtype=np.float64))
     return total

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from .gptq import DAMPING
+from .rows import by_rows
 from .rtn import Array, Codes, as_float32, rounded
 from .scheme import Scheme
 
 STEPS = 100
 """Steps of descent; SignRound takes 200 on blocks."""
-_ROWS = 2048
 
 
 def learn(
@@ -56,16 +56,7 @@ def learn(
     h = np.array(hessian, np.float32)
     at = np.arange(k)
     h[at, at] += max(DAMPING, 1e-6) * (float(h[at, at].mean()) or 1.0)
-    groups = scheme.groups(k)
-    codes, scales = np.empty((n, k), np.uint8), np.empty((n, groups), np.float32)
-    zeros = None if scheme.symmetric else np.empty((n, groups), np.uint8)
-    for begin in range(0, n, _ROWS):
-        rows = slice(begin, min(begin + _ROWS, n))
-        part = _Problem(weights[rows], h, scheme, precision).solve(shifts, steps)
-        codes[rows], scales[rows] = part.codes, part.scales
-        if zeros is not None:
-            zeros[rows] = part.zero_points
-    return Codes(codes, scales, zeros)
+    return by_rows(n, k, scheme, lambda rows: _Problem(weights[rows], h, scheme, precision).solve(shifts, steps))
 
 
 class _Problem:

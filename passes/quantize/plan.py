@@ -49,6 +49,10 @@ class Plan:
                 return scheme, None if scheme else f"override {selector.text!r} leaves it float"
         return self.base, None
 
+    def overridden(self, users: Sequence[onnx_ir.Node]) -> bool:
+        """Whether an override says what scheme a weight with these users gets."""
+        return any(selector.matches(node) for selector, _ in self.overrides for node in users)
+
     def _wants(self, node: onnx_ir.Node) -> bool:
         if self.include and selectors.first(self.include, node) is None:
             return False

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from .gptq import DAMPING
+from .rows import by_rows, rows_of
 from .rtn import Array, Codes, as_float32, dequantize, rounded
 from .scheme import Scheme
 
 ROUNDS = 2
 """Times that codes and scales are improved in turn."""
-_ROWS = 2048
 _BLOCK = 64
 
 
@@ -57,16 +57,15 @@ def refine(
     mean = float(h[at, at].mean()) or 1.0
     # A column that meets no input costs nothing: it is held where it is by the damping alone.
     h[at, at] += max(damping, 1e-6) * mean
-    codes, scales = np.empty((n, k), np.uint8), np.empty_like(start.scales)
-    for begin in range(0, n, _ROWS):
-        rows = slice(begin, min(begin + _ROWS, n))
-        zeros = None if start.zero_points is None else start.zero_points[rows]
-        part = Codes(start.codes[rows], start.scales[rows], zeros)
+
+    def improve(rows: slice) -> Codes:
+        part = rows_of(start, rows)
         for _ in range(rounds):
             part = descend(weights[rows], part, h, scheme, None if pruned is None else pruned[rows])
             part = fit_scales(weights[rows], part, h, scheme, precision=precision)
-        codes[rows], scales[rows] = part.codes, part.scales
-    return Codes(codes, scales, start.zero_points)
+        return part
+
+    return by_rows(n, k, scheme, improve)
 
 
 def descend(weights: Array, start: Codes, hessian: Array, scheme: Scheme, pruned: Array | None = None) -> Codes:

@@ -224,7 +224,10 @@ class Quantize(Pass):
             totals.left_weights += weight.size
             outcome.skipped(where(weight), reason, weight=weight.value.name, weights=weight.size)
         if self.scheme == auto.NAME:
-            chosen, left_float = auto.choose(graph, chosen, context, self._wishes(), outcome)
+            given = [(weight, scheme) for weight, scheme in chosen if plan.overridden(weight.users)]
+            free = [weight for weight, _ in chosen if not plan.overridden(weight.users)]
+            found, left_float = auto.choose(graph, free, context, self._wishes(), outcome)
+            chosen = [*given, *found]
             totals.left_weights += left_float
         convolutions: list[onnx_ir.Node] = []
         others: list[tuple[onnx_ir.Node, str]] = []

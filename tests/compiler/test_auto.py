@@ -127,3 +127,10 @@ def test_costs_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_damaged_table_is_measured_anew(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text("{")
     assert Costs(tmp_path, tmp_path)(1, 64, 64, None) > 0
+
+
+def test_an_override_keeps_its_scheme(cache: Path) -> None:
+    """Even where it is the one that is written when nothing is chosen."""
+    given = (("*up", "w4a16"), ("*gate", "float"))
+    report = chosen(cache, budget=1e-7, overrides=given)
+    assert {one.layer: one.bits for one in report.layers} == {"up": 4}

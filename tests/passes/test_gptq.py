@@ -161,14 +161,14 @@ def test_last_group_is_shorter(k: int, group: int) -> None:
 
 def test_rows_do_not_depend_on_each_other_and_runs_agree() -> None:
     """More rows than are worked on at a time."""
-    weights, hessian = correlated(gptq._ROWS + 100, 96)
+    weights, hessian = correlated(gptq.ROWS + 100, 96)
     scheme = Scheme(4, 32, False)
     feedback = gptq.decompose(hessian)
     first = gptq.quantize(weights, feedback, scheme)
     again = gptq.quantize(weights, gptq.decompose(hessian), scheme)
     np.testing.assert_array_equal(first.codes, again.codes)
     np.testing.assert_array_equal(first.scales, again.scales)
-    for row in (0, gptq._ROWS - 1, gptq._ROWS, gptq._ROWS + 99):
+    for row in (0, gptq.ROWS - 1, gptq.ROWS, gptq.ROWS + 99):
         one = gptq.quantize(weights[row : row + 1], feedback, scheme)
         np.testing.assert_array_equal(one.scales, first.scales[row : row + 1])
         # A matrix-vector product may sum in another order than a matrix product.
