@@ -94,6 +94,30 @@ class Reference:
                     known.pop(value, None)
         return {name: look_up(value) for name, value in zip(wanted, targets, strict=True)}
 
+    def node(self, node: onnx_ir.Node, given: Mapping[onnx_ir.Value, Tensor]) -> list[Tensor | None]:
+        """Compute one node of the graph, or of one of its functions.
+
+        Args:
+            node: it.
+            given: what it and its subgraphs read; constants of the graph need not be among it.
+
+        Returns:
+            Its outputs; None for those that the rule leaves out.
+
+        Raises:
+            UnsupportedError: the operator has no rule.
+        """
+        self._check(node)
+        known: dict[onnx_ir.Value, Tensor] = {}
+
+        def look_up(value: onnx_ir.Value) -> Tensor:
+            if value in given:
+                return given[value]
+            return known[value] if value in known else self.constant(value)
+
+        self._node(node, look_up, known)
+        return [known.get(value) for value in node.outputs]
+
     def _given(self, inputs: Mapping[str, Any], given: Mapping[str, Tensor] | None) -> dict[onnx_ir.Value, Tensor]:
         names = {value.name: value for value in self.graph.graph.inputs}
         known: dict[onnx_ir.Value, Tensor] = {}

@@ -1,0 +1,1 @@
+"""Triton source for graphs: one kernel for a fused block, one readable file for a graph."""

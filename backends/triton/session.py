@@ -1,0 +1,294 @@
+"""Running a graph by generated kernels: on a GPU, or on the CPU in Triton's interpreter."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx_ir
+import torch
+
+from ...ir.errors import BurnishError, InputError, UnsupportedError, nearest
+from ...ir.graph import Graph, tensor_of
+from ...ir.infer import infer_graph
+from ...ir.remarks import Remark
+from ...ir.signature import TensorSpec, check_input
+from ..reference.executor import Reference
+from ..reference.registry import tensor_from
+from . import require_triton
+
+
+def device_for(choice: str | torch.device | None = None) -> torch.device:
+    """Where kernels can run.
+
+    Args:
+        choice: a device; the GPU if there is one, else the CPU under the interpreter.
+
+    Raises:
+        UnsupportedError: there is no GPU, and kernels are not interpreted; or Triton is missing.
+    """
+    require_triton()
+    from .launch import is_interpreted
+
+    if choice is not None:
+        device = torch.device(choice)
+    else:
+        device = torch.device("cuda" if torch.cuda.is_available() and not is_interpreted() else "cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedError("there is no GPU", where=f"device {device}", fix="run it where there is one")
+    if device.type == "cpu" and not is_interpreted():
+        raise UnsupportedError(
+            "Triton's kernels run on a GPU, and there is none here",
+            where='backend="triton"',
+            fix='use backend="onnxruntime" on this machine, or set TRITON_INTERPRET=1 before Python starts, to try '
+            "kernels slowly on the CPU",
+        )
+    return device
+
+
+class Session:
+    """A graph that runs by generated kernels and PyTorch.
+
+    Args:
+        graph: its types and shapes are inferred here.
+        device: see :func:`device_for`.
+        cuda_graph: whether launches are recorded once for each set of input shapes and replayed; on a GPU only.
+        source: the generated file, if it was made before.
+        title: first line of the generated file.
+
+    Raises:
+        UnsupportedError: there is nothing to run kernels on, or an operator can be run by nobody.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        device: str | torch.device | None = None,
+        cuda_graph: bool = False,
+        source: str | None = None,
+        title: str = "A graph compiled by Burnish",
+    ) -> None:
+        self.device = device_for(device)
+        self.remarks: tuple[Remark, ...] = ()
+        self.graph = graph
+        infer_graph(graph)
+        if source is None:
+            from .codegen.program import generate
+
+            program = generate(graph, title)
+            source, self.remarks = program.source, program.remarks
+        self.source: str = source
+        """The generated file."""
+        self.module = load_source(source)
+        self.inputs: tuple[TensorSpec, ...] = tuple(_spec(v) for v in graph.graph.inputs)
+        """What the graph takes."""
+        self.outputs: tuple[TensorSpec, ...] = tuple(_spec(v) for v in graph.graph.outputs)
+        """What the graph gives."""
+        self._run = Run(graph, self.device)
+        self._graphs: dict[tuple[Any, ...], Any] | None = None
+        if cuda_graph and self.device.type == "cuda":
+            self._graphs = {}
+
+    def run(self, feeds: Mapping[str, Any]) -> list[Any]:
+        """Run the graph.
+
+        Args:
+            feeds: NumPy arrays or torch tensors by input name.
+
+        Returns:
+            The outputs: torch tensors on the session's device if any feed is one, else NumPy arrays.
+
+        Raises:
+            InputError: an input is missing, unknown, or of another type or shape.
+        """
+        names = [spec.name for spec in self.inputs]
+        for name in feeds:
+            if name not in names:
+                raise InputError(f"the graph has no input {name!r}", fix=nearest(name, names))
+        missing = [name for name in names if name not in feeds]
+        if missing:
+            raise InputError(f"input {', '.join(map(repr, missing))} is missing", fix="pass every input")
+        as_torch = any(isinstance(value, torch.Tensor) for value in feeds.values())
+        symbols: dict[str, tuple[int, str]] = {}
+        given = []
+        for spec in self.inputs:
+            value = feeds[spec.name]
+            tensor = value.detach() if isinstance(value, torch.Tensor) else _from_numpy(value)
+            check_input(spec, _OnCPU(tensor), symbols)
+            given.append(tensor.to(self.device))
+        with torch.no_grad():
+            results = self._replayed(given) if self._graphs is not None else self._call(given)
+        if as_torch:
+            return results
+        return [_to_numpy(tensor) for tensor in results]
+
+    def _call(self, given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = self.module.call(given, self._run.constants, self._run)
+        return found
+
+    def _replayed(self, given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Through a recorded CUDA graph for these shapes; recorded now if there is none."""
+        assert self._graphs is not None
+        key = tuple((tuple(t.shape), t.dtype) for t in given)
+        if key not in self._graphs:
+            static = [t.clone() for t in given]
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # kernels are compiled and measured before
+                for _ in range(2):
+                    self._call(static)
+            torch.cuda.current_stream().wait_stream(stream)
+            recorded = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(recorded):
+                results = self._call(static)
+            self._graphs[key] = (recorded, static, results)
+        recorded, static, results = self._graphs[key]
+        for target, tensor in zip(static, given, strict=True):
+            target.copy_(tensor)
+        recorded.replay()
+        return [t.clone() for t in results]
+
+
+class Run:
+    """What a generated file asks for while it runs.
+
+    Attributes:
+        device: where tensors are made.
+        constants: tensors by name, read when they are used for the first time.
+    """
+
+    def __init__(self, graph: Graph, device: torch.device) -> None:
+        self.device = device
+        self._reference = Reference(graph, device=device)
+        self._graph = graph
+        self._nodes: dict[str, onnx_ir.Node] = {}
+        self._reads: dict[str, list[onnx_ir.Value | None]] = {}
+        for n, node in enumerate(graph.graph):
+            self._nodes[str(n)] = node
+            function = graph.functions.get(node.op_identifier())
+            if function is not None:
+                for i, inner in enumerate(function):
+                    self._nodes[f"{n}.{i}"] = inner
+        self.constants = _Constants(self)
+
+    def constant(self, name: str) -> torch.Tensor:
+        """A constant by the name that the generated file has for it."""
+        if name.startswith("node "):
+            value = self._nodes[name.removeprefix("node ")].outputs[0]
+        else:
+            value = self._graph.graph.initializers[name]
+        tensor = tensor_of(value)
+        assert tensor is not None
+        return tensor_from(tensor, self.device)
+
+    def node(self, key: str, *arguments: torch.Tensor | None) -> list[torch.Tensor | None]:
+        """Compute a node by the reference backend.
+
+        Args:
+            key: of the node.
+            arguments: its inputs, then what its subgraphs read.
+        """
+        node = self._nodes[key]
+        if key not in self._reads:
+            from .codegen.program import captured
+
+            self._reads[key] = [*node.inputs, *captured(node)]
+        given = {v: a for v, a in zip(self._reads[key], arguments, strict=True) if v is not None and a is not None}
+        return self._reference.node(node, given)
+
+
+class _Constants(dict[str, torch.Tensor]):
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self._run = run
+
+    def __missing__(self, name: str) -> torch.Tensor:
+        self[name] = self._run.constant(name)
+        return self[name]
+
+
+class _OnCPU:
+    """A tensor as input checks see it, wherever it is."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.dtype, self.shape = tensor.dtype, tuple(tensor.shape)
+
+
+def load_source(source: str) -> ModuleType:
+    """The module of a generated file, which is kept in the cache folder, as Triton reads the source of kernels there.
+
+    Raises:
+        BurnishError: the file cannot be written.
+    """
+    from .launch import cache_folder
+
+    name = f"burnish_{hashlib.sha256(source.encode()).hexdigest()[:20]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    path = cache_folder() / f"{name}.py"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_text(encoding="utf-8") != source:
+            temporary = path.with_name(f".{name}.{secrets.token_hex(4)}")
+            temporary.write_text(source, encoding="utf-8")
+            temporary.replace(path)
+    except OSError as error:
+        raise BurnishError(
+            f"the generated file cannot be written: {error.strerror}",
+            where=str(path),
+            fix="set BURNISH_CACHE to a folder that can be written to",
+        ) from error
+    return load_file(path, name)
+
+
+def load_file(path: Path, name: str) -> ModuleType:
+    """A file as a module."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module
+
+
+def _spec(value: onnx_ir.Value) -> TensorSpec:
+    if value.dtype is None or (value.type is not None and not isinstance(value.type, onnx_ir.TensorType)):
+        raise UnsupportedError(
+            f"{value.name!r} is no tensor", where="inputs and outputs of the graph", fix='use backend="onnxruntime"'
+        )
+    shape = None if value.shape is None else tuple(
+        d if isinstance(d, int) else (d.value or f"{value.name}_{n}") for n, d in enumerate(value.shape)
+    )
+    return TensorSpec(value.name or "", value.dtype.name, shape)
+
+
+def _from_numpy(value: Any) -> torch.Tensor:
+    array = np.ascontiguousarray(value) if np.ndim(value) else np.array(value)
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    try:
+        return torch.from_numpy(array)
+    except TypeError as error:
+        raise InputError(f"an array of type {array.dtype} is no tensor", fix="pass numbers") from error
+
+
+def _to_numpy(tensor: torch.Tensor) -> Any:
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+

@@ -1,0 +1,473 @@
+"""Small graphs for generated kernels: for each operator that has a rule, and for what makes kernels hard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir
+import torch
+from burnish.ir.infer import infer_graph
+
+DTYPES = {
+    torch.float32: onnx_ir.DataType.FLOAT, torch.float64: onnx_ir.DataType.DOUBLE,
+    torch.float16: onnx_ir.DataType.FLOAT16, torch.bfloat16: onnx_ir.DataType.BFLOAT16,
+    torch.int64: onnx_ir.DataType.INT64, torch.int32: onnx_ir.DataType.INT32, torch.int8: onnx_ir.DataType.INT8,
+    torch.uint8: onnx_ir.DataType.UINT8, torch.bool: onnx_ir.DataType.BOOL,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A graph with inputs.
+
+    Attributes:
+        name: of the case.
+        make: builds the graph and its inputs.
+        torch_calls: operators that may be left to PyTorch; whatever else is left there is a failure.
+        kernels: how many launches there must be, if that is part of the case.
+        tolerance: relative to the largest output.
+    """
+
+    name: str
+    make: Callable[[], tuple[onnx_ir.Model, dict[str, torch.Tensor]]]
+    torch_calls: tuple[str, ...] = ()
+    kernels: int | None = None
+    tolerance: float = 1e-5
+
+
+class Build:
+    """A graph in the making.
+
+    Args:
+        opset: of ONNX.
+    """
+
+    def __init__(self, opset: int = 23) -> None:
+        self.model = onnx_ir.Model(onnx_ir.Graph([], [], nodes=[], opset_imports={"": opset, "com.microsoft": 1}, name="g"), ir_version=10)
+        self.feeds: dict[str, torch.Tensor] = {}
+
+    def input(self, tensor: torch.Tensor, shape: Sequence[int | str] | None = None) -> onnx_ir.Value:
+        """An input with the tensor that is fed; sizes may have names."""
+        name = f"a{len(self.feeds)}"
+        dims = onnx_ir.Shape(list(shape) if shape is not None else list(tensor.shape))
+        value = onnx_ir.Value(name=name, type=onnx_ir.TensorType(DTYPES[tensor.dtype]), shape=dims)
+        self.model.graph.inputs.append(value)
+        self.feeds[name] = tensor
+        return value
+
+    def constant(self, array: Any, dtype: Any = np.int64) -> onnx_ir.Value:
+        """An initializer."""
+        tensor = onnx_ir.Tensor(np.asarray(array, dtype=dtype))
+        value = onnx_ir.Value(
+            name=f"c{len(self.model.graph.initializers)}", type=onnx_ir.TensorType(tensor.dtype),
+            shape=onnx_ir.Shape(tensor.shape.numpy()), const_value=tensor,
+        )  # fmt: skip
+        self.model.graph.register_initializer(value)
+        return value
+
+    def op(self, kind: str, *inputs: onnx_ir.Value | None, outputs: int = 1, domain: str = "", **attributes: Any) -> Any:
+        """A node; its output, or all of them."""
+        node = onnx_ir.Node(domain, kind, list(inputs), onnx_ir.convenience.convert_attributes(attributes), num_outputs=outputs)
+        for n, value in enumerate(node.outputs):
+            value.name = f"{kind.lower()}{len(list(self.model.graph))}_{n}"
+        node.name = f"{kind}{len(list(self.model.graph))}"
+        self.model.graph.append(node)
+        infer_graph(self.model)
+        return node.outputs[0] if outputs == 1 else node.outputs
+
+    def done(self, *outputs: onnx_ir.Value) -> tuple[onnx_ir.Model, dict[str, torch.Tensor]]:
+        """The graph with these outputs, in one function of its own, and the inputs."""
+        self.model.graph.outputs.extend(outputs)
+        infer_graph(self.model)
+        return self.model, self.feeds
+
+
+def _random(*shape: int, dtype: torch.dtype = torch.float32, low: float = -2.0, high: float = 2.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape) + len(shape))
+    made = torch.rand(*shape, generator=generator) * (high - low) + low
+    if dtype is torch.bool:
+        return made > 0
+    return made.to(dtype)
+
+
+CASES: list[Case] = []
+
+
+def case(name: str, **options: Any) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    def add(make: Callable[[], Any]) -> Callable[[], Any]:
+        CASES.append(Case(name, make, **options))
+        return make
+
+    return add
+
+
+def _unary(kind: str, x: torch.Tensor, opset: int = 23, domain: str = "", tolerance: float = 1e-5, **attributes: Any) -> None:
+    def make() -> Any:
+        b = Build(opset)
+        return b.done(b.op(kind, b.input(x), domain=domain, **attributes))
+
+    CASES.append(Case(f"{kind} {str(x.dtype)[6:]} {attributes or ''}".strip(), make, tolerance=tolerance))
+
+
+def _binary(kind: str, x: torch.Tensor, y: torch.Tensor, **attributes: Any) -> None:
+    def make() -> Any:
+        b = Build()
+        return b.done(b.op(kind, b.input(x), b.input(y), **attributes))
+
+    CASES.append(Case(f"{kind} {str(x.dtype)[6:]} {list(x.shape)} {list(y.shape)} {attributes or ''}".strip(), make))
+
+
+def _elementwise() -> None:
+    wide = torch.cat([_random(3, 67, low=-30, high=30), _random(3, 33, low=-1, high=1)], 1)
+    wide[0, :4] = torch.tensor([0.0, -0.0, 1.0, -1.0])
+    for kind in ("Abs Neg Identity Ceil Floor Exp Erf Atan Sinh Cosh Tanh Asinh Softplus Round Mish Sigmoid Softsign "
+                 "HardSwish Relu Sign Sin Cos").split():  # fmt: skip
+        _unary(kind, _random(3, 100, low=-4, high=4) if kind in ("Sinh", "Cosh", "Exp", "Sin", "Cos") else wide)
+    for kind, low, high in (("Log", 0.01, 9.0), ("Sqrt", 0.0, 9.0), ("Reciprocal", 0.1, 3.0), ("Acosh", 1.0, 9.0),
+                            ("Acos", -1.0, 1.0), ("Asin", -1.0, 1.0), ("Atanh", -0.99, 0.99), ("Tan", -1.2, 1.2)):  # fmt: skip
+        _unary(kind, _random(5, 31, low=low, high=high))
+    small = _random(7, 9)
+    for kind in "Gelu Swish LeakyRelu ThresholdedRelu HardSigmoid Elu Celu Selu Shrink".split():
+        opset = 24 if kind == "Swish" else 23
+        _unary(kind, small, opset)
+    _unary("Gelu", small, approximate="tanh")
+    _unary("Swish", small, 24, alpha=1.7)
+    _unary("Celu", small, alpha=0.7)
+    _unary("Gelu", small, domain="com.microsoft")
+    _unary("Not", _random(4, 5, dtype=torch.bool))
+    _unary("BitwiseNot", _random(4, 5, dtype=torch.int32, low=-99, high=99))
+    strange = torch.tensor([[float("inf"), float("-inf"), float("nan"), 1.0]])
+    for kind in ("IsNaN", "IsInf"):
+        _unary(kind, strange)
+    _unary("IsInf", strange, detect_negative=0)
+    for dtype in (torch.int32, torch.int64, torch.int8, torch.uint8):
+        _unary("Abs", _random(4, 5, dtype=dtype, low=0, high=99))
+    _unary("Sqrt", _random(4, 5, dtype=torch.float64, low=0))
+    for dtype in (torch.float16, torch.bfloat16):
+        for kind in ("Exp", "Tanh", "Sigmoid"):
+            _unary(kind, _random(4, 33, dtype=dtype), tolerance=2e-2)
+
+    for kind in "Add Sub Mul Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Sum Mean".split():
+        _binary(kind, _random(3, 5, 7).round(), _random(5, 1).round() + 0.25 * (kind == "Div"))
+    for kind in "Add Sub Mul Div Equal Greater Max Min BitwiseAnd BitwiseOr BitwiseXor Mod".split():
+        _binary(kind, _random(3, 7, dtype=torch.int64, low=-20, high=20), _random(7, dtype=torch.int64, low=1, high=9))
+    for kind in "And Or Xor Equal".split():
+        _binary(kind, _random(3, 7, dtype=torch.bool), _random(3, 1, dtype=torch.bool))
+    _binary("Mod", _random(3, 7, low=-9, high=9), _random(7, low=1, high=3), fmod=1)
+    _binary("Mod", _random(3, 7, dtype=torch.int32, low=-9, high=9), _random(7, dtype=torch.int32, low=-5, high=-1))
+    _binary("BitShift", _random(3, 7, dtype=torch.uint8, low=0, high=99), _random(7, dtype=torch.uint8, low=0, high=4), direction="RIGHT")
+    _binary("BitShift", _random(3, 7, dtype=torch.uint8, low=0, high=20), _random(7, dtype=torch.uint8, low=0, high=3), direction="LEFT")
+    _binary("Pow", _random(3, 7, low=0, high=3), _random(7))
+    _binary("PRelu", _random(3, 7), _random(7))
+    for exponent in (2.0, 3.0, 0.5, -1.0, 1.0, 1.7):
+        def power(exponent: float = exponent) -> Any:
+            b = Build()
+            return b.done(b.op("Pow", b.input(_random(4, 5, low=0.1)), b.constant(exponent, np.float32)))
+
+        CASES.append(Case(f"Pow {exponent}", power))
+
+
+_elementwise()
+
+
+@case("Pow of negative numbers")
+def _pow() -> Any:
+    b = Build()
+    x = torch.tensor([-2.0, -2.0, -2.0, 0.0, 0.0, 0.0, 1.0, -1.5, 3.0])
+    y = torch.tensor([3.0, 2.0, 0.5, 2.0, 0.0, -1.0, 5.0, -3.0, -2.0])
+    return b.done(b.op("Pow", b.input(x), b.input(y)))
+
+
+@case("Where")
+def _where() -> Any:
+    b = Build()
+    c = b.input(_random(3, 1, dtype=torch.bool))
+    return b.done(b.op("Where", c, b.input(_random(3, 5)), b.constant(-1e9, np.float32)))
+
+
+@case("Clip", kernels=2)
+def _clip() -> Any:
+    b = Build()
+    x = b.input(_random(3, 5))
+    return b.done(b.op("Clip", x, b.constant(-0.5, np.float32), b.constant(1.0, np.float32)), b.op("Clip", x, None, b.constant(0.1, np.float32)))
+
+
+@case("Cast and CastLike")
+def _cast() -> Any:
+    b = Build()
+    x, n = b.input(_random(3, 5)), b.input(_random(3, 5, dtype=torch.int32, low=-9, high=9))
+    return b.done(
+        b.op("Cast", x, to=onnx_ir.DataType.INT64.value), b.op("Cast", x, to=onnx_ir.DataType.BOOL.value),
+        b.op("Cast", n, to=onnx_ir.DataType.FLOAT.value), b.op("CastLike", n, x),
+        b.op("Cast", b.op("Cast", x, to=onnx_ir.DataType.BFLOAT16.value), to=onnx_ir.DataType.FLOAT.value),
+        b.op("Cast", b.op("Greater", x, b.constant(0, np.float32)), to=onnx_ir.DataType.INT32.value),
+    )  # fmt: skip
+
+
+@case("Dropout")
+def _dropout() -> Any:
+    b = Build()
+    return b.done(*b.op("Dropout", b.input(_random(3, 5)), outputs=2))
+
+
+@case("BatchNormalization")
+def _batch_norm() -> Any:
+    b = Build()
+    x = b.input(_random(2, 3, 4, 5))
+    parameters = [b.input(_random(3, low=0.5 + n, high=1.5 + n)) for n in range(4)]
+    return b.done(b.op("BatchNormalization", x, *parameters))
+
+
+@case("Trilu")
+def _trilu() -> Any:
+    b = Build()
+    x = b.input(_random(2, 4, 5))
+    return b.done(b.op("Trilu", x), b.op("Trilu", x, b.constant(-1), upper=0))
+
+
+def _rotary(name: str, x: torch.Tensor, positions: bool, **attributes: Any) -> None:
+    def make() -> Any:
+        b = Build()
+        width = attributes.get("rotary_embedding_dim") or 8
+        batch, sequence = x.shape[0], x.shape[1] if x.dim() == 3 else x.shape[2]
+        if positions:
+            tables = [b.input(_random(11, width // 2, low=n)) for n in (-1, -2)]
+            ids = [b.input(_random(batch, sequence, dtype=torch.int64, low=0, high=10))]
+        else:
+            tables, ids = [b.input(_random(batch, sequence, width // 2, low=n)) for n in (-1, -2)], []
+        return b.done(b.op("RotaryEmbedding", b.input(x), *tables, *ids, **attributes))
+
+    CASES.append(Case(f"RotaryEmbedding {name}", make))
+
+
+_rotary("halves", _random(2, 3, 5, 8), True)
+_rotary("pairs", _random(2, 3, 5, 8), True, interleaved=1)
+_rotary("flat", _random(2, 5, 24), False, num_heads=3)
+_rotary("partial", _random(2, 3, 5, 10), True, rotary_embedding_dim=4)
+
+
+@case("DequantizeLinear and QuantizeLinear")
+def _quantize() -> Any:
+    b = Build()
+    x = b.input(_random(6, 8, low=-9, high=9))
+    scale, zero = b.input(_random(8, low=0.05, high=0.1)), b.input(_random(8, dtype=torch.uint8, low=99, high=150))
+    one = b.constant(0.1, np.float32)
+    codes = b.op("QuantizeLinear", x, scale, zero, axis=1)
+    blocks = b.input(_random(3, 8, low=0.05, high=0.1))
+    return b.done(
+        codes, b.op("DequantizeLinear", codes, scale, zero, axis=1),
+        b.op("DequantizeLinear", b.op("QuantizeLinear", x, one, b.constant(3, np.int8)), one, b.constant(3, np.int8)),
+        b.op("DequantizeLinear", codes, blocks, axis=0, block_size=2),
+    )  # fmt: skip
+
+
+@case("DynamicQuantizeLinear")
+def _dynamic() -> Any:
+    b = Build()
+    return b.done(*b.op("DynamicQuantizeLinear", b.input(_random(5, 9)), outputs=3))
+
+
+def _reductions() -> None:
+    x = _random(3, 5, 4, low=0.1, high=2)
+    for kind in ("ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSum "
+                 "ReduceLogSumExp").split():  # fmt: skip
+        for axes, keep in (((2,), 1), ((0,), 0), ((0, 2), 0), ((), 1), ((1, 2), 1)):
+
+            def make(kind: str = kind, axes: tuple[int, ...] = axes, keep: int = keep) -> Any:
+                b = Build()
+                given = [b.constant(list(axes))] if axes else []
+                return b.done(b.op(kind, b.input(x), *given, keepdims=keep))
+
+            CASES.append(Case(f"{kind} {list(axes)} {keep}", make))
+    for dtype in (torch.int64, torch.int32):
+        for kind in ("ReduceSum", "ReduceMax", "ReduceMin"):
+
+            def ints(kind: str = kind, dtype: torch.dtype = dtype) -> Any:
+                b = Build()
+                return b.done(b.op(kind, b.input(_random(3, 5, dtype=dtype, low=-9, high=9)), b.constant([1])))
+
+            CASES.append(Case(f"{kind} {dtype}", ints))
+    for kind in ("ArgMax", "ArgMin"):
+        for options in ({"axis": 1}, {"axis": 0, "keepdims": 0}, {"axis": -1, "select_last_index": 1}):
+
+            def arg(kind: str = kind, options: dict[str, int] = options) -> Any:
+                b = Build()
+                return b.done(b.op(kind, b.input(_random(3, 7).round()), **options))
+
+            CASES.append(Case(f"{kind} {options}", arg))
+    for kind in ("Softmax", "LogSoftmax", "Hardmax", "LpNormalization"):
+        for axis in (-1, 1, 0):
+
+            def soft(kind: str = kind, axis: int = axis) -> Any:
+                b = Build()
+                return b.done(b.op(kind, b.input(_random(3, 5, 9, low=-8, high=8)), axis=axis))
+
+            CASES.append(Case(f"{kind} {axis}", soft, kernels=1))
+
+
+_reductions()
+
+
+@case("ReduceMax with NaN")
+def _nan() -> Any:
+    b = Build()
+    x = _random(3, 5)
+    x[1, 2] = float("nan")
+    return b.done(b.op("ReduceMax", b.input(x), b.constant([1])))
+
+
+@case("Softmax of an old opset", kernels=1)
+def _old_softmax() -> Any:
+    b = Build(11)
+    return b.done(b.op("Softmax", b.input(_random(3, 5, 9)), axis=1))
+
+
+@case("GlobalAveragePool and GlobalMaxPool", kernels=2)
+def _global() -> Any:
+    b = Build()
+    x = b.input(_random(2, 3, 5, 7))
+    return b.done(b.op("GlobalAveragePool", x), b.op("GlobalMaxPool", x))
+
+
+@case("LayerNormalization", kernels=1)
+def _layer_norm() -> Any:
+    b = Build()
+    x = b.input(_random(2, 3, 50, low=9, high=11), ("batch", "tokens", 50))
+    return b.done(b.op("LayerNormalization", x, b.input(_random(50)), b.input(_random(50))))
+
+
+@case("LayerNormalization of two axes with its mean", kernels=1)
+def _layer_norm_two() -> Any:
+    b = Build()
+    made = b.op("LayerNormalization", b.input(_random(4, 3, 5)), b.input(_random(3, 5)), None, axis=1, outputs=3)
+    return b.done(*made)
+
+
+@case("LayerNormalization of long rows", kernels=1)
+def _layer_norm_long() -> Any:
+    b = Build()
+    return b.done(b.op("LayerNormalization", b.input(_random(2, 5001)), b.input(_random(5001))))
+
+
+@case("Softmax of long rows", kernels=1)
+def _softmax_long() -> Any:
+    b = Build()
+    return b.done(b.op("Softmax", b.input(_random(2, 4500, low=-9, high=9))))
+
+
+@case("Softmax of rows of any length", kernels=1)
+def _softmax_any() -> Any:
+    b = Build()
+    return b.done(b.op("Softmax", b.input(_random(2, 3, 17), ("batch", 3, "past"))))
+
+
+@case("RMSNormalization", kernels=1, tolerance=2e-2)
+def _rms() -> Any:
+    b = Build()
+    x = b.input(_random(2, 3, 33, dtype=torch.bfloat16))
+    return b.done(b.op("RMSNormalization", x, b.input(_random(33, dtype=torch.bfloat16))))
+
+
+@case("SkipLayerNormalization", torch_calls=("SkipLayerNormalization",))
+def _skip() -> Any:
+    b = Build()
+    return b.done(b.op("RMSNormalization", b.op("Add", b.input(_random(2, 3, 8)), b.input(_random(2, 3, 8))), b.input(_random(8))))
+
+
+@case("InstanceNormalization", kernels=1)
+def _instance() -> Any:
+    b = Build()
+    return b.done(b.op("InstanceNormalization", b.input(_random(2, 3, 4, 5)), b.input(_random(3)), b.input(_random(3))))
+
+
+@case("GroupNormalization", kernels=1)
+def _group() -> Any:
+    b = Build()
+    return b.done(b.op("GroupNormalization", b.input(_random(2, 6, 4, 5)), b.input(_random(6)), b.input(_random(6)), num_groups=3))
+
+
+@case("GroupNormalization of opset 18", kernels=1)
+def _group_old() -> Any:
+    b = Build(18)
+    return b.done(b.op("GroupNormalization", b.input(_random(2, 6, 7)), b.input(_random(3)), b.input(_random(3)), num_groups=3))
+
+
+@case("MeanVarianceNormalization", kernels=1)
+def _mvn() -> Any:
+    b = Build()
+    return b.done(b.op("MeanVarianceNormalization", b.input(_random(2, 3, 4, 5))))
+
+
+def _after(x: onnx_ir.Value, b: Build) -> onnx_ir.Value:
+    """Something that is no view, so that a kernel must read through the view."""
+    return b.op("Mul", b.op("Neg", x), b.constant(0.5, np.float32))
+
+
+def _movement() -> None:
+    def single(name: str, build: Callable[[Build], onnx_ir.Value], opset: int = 23) -> None:
+        def make() -> Any:
+            b = Build(opset)
+            return b.done(_after(build(b), b))
+
+        CASES.append(Case(name, make))
+
+    single("Reshape", lambda b: b.op("Reshape", b.input(_random(2, 6, 5)), b.constant([3, -1, 2])))
+    single("Reshape of any size", lambda b: b.op("Reshape", b.input(_random(2, 6, 5), ("n", 6, 5)), b.constant([0, 3, 10])))
+    single("Flatten", lambda b: b.op("Flatten", b.input(_random(2, 3, 4)), axis=2))
+    single("Squeeze", lambda b: b.op("Squeeze", b.input(_random(2, 1, 4)), b.constant([1])))
+    single("Unsqueeze", lambda b: b.op("Unsqueeze", b.input(_random(2, 4)), b.constant([0, 3])))
+    single("Transpose", lambda b: b.op("Transpose", b.input(_random(2, 3, 5)), perm=[2, 0, 1]))
+    single("Expand", lambda b: b.op("Expand", b.input(_random(3, 1)), b.constant([2, 3, 4])))
+    single("Tile", lambda b: b.op("Tile", b.input(_random(2, 3)), b.constant([2, 3])))
+    single("Slice", lambda b: b.op("Slice", b.input(_random(7, 9)), b.constant([1, -2]), b.constant([6, 0]), b.constant([0, 1]), b.constant([2, -3])))
+    single("Slice of any size", lambda b: b.op("Slice", b.input(_random(7, 9), ("n", 9)), b.constant([-3]), b.constant([2**62]), b.constant([0])))
+    single("Concat", lambda b: b.op("Concat", b.input(_random(2, 3)), b.input(_random(2, 1)), b.input(_random(2, 4)), axis=1))
+    single("Concat of any size", lambda b: b.op("Concat", b.input(_random(2, 3), (2, "past")), b.input(_random(2, 1), (2, "new")), axis=1))
+    single("Gather", lambda b: b.op("Gather", b.input(_random(7, 5)), b.input(torch.tensor([[1, -1, 6]])), axis=0))
+    single("Gather of one", lambda b: b.op("Gather", b.input(_random(7, 5)), b.constant(-2), axis=0))
+    single("Gather of the last axis", lambda b: b.op("Gather", b.input(_random(2, 7)), b.input(torch.tensor([3, 0])), axis=1))
+    single("GatherElements", lambda b: b.op("GatherElements", b.input(_random(3, 5)), b.input(torch.tensor([[0, 2, -1], [1, 1, 0]])), axis=0))
+    single("GatherND", lambda b: b.op("GatherND", b.input(_random(3, 5, 2)), b.input(torch.tensor([[0, 2], [1, 4]]))))
+    single("GatherND of batches", lambda b: b.op("GatherND", b.input(_random(2, 5, 3)), b.input(torch.tensor([[[2], [0]], [[1], [4]]])), batch_dims=1))
+    single("Pad", lambda b: b.op("Pad", b.input(_random(3, 4)), b.constant([1, 2, 0, 3]), b.constant(7.0, np.float32)))
+    single("Pad that cuts", lambda b: b.op("Pad", b.input(_random(3, 4)), b.constant([1, -1, 0, 2])))
+    for mode in ("reflect", "edge", "wrap"):
+        single(f"Pad {mode}", lambda b, mode=mode: b.op("Pad", b.input(_random(3, 4)), b.constant([2, 1, 1, 2]), mode=mode))
+    for mode in ("DCR", "CRD"):
+        single(f"DepthToSpace {mode}", lambda b, mode=mode: b.op("DepthToSpace", b.input(_random(2, 8, 3, 2)), blocksize=2, mode=mode))
+    single("SpaceToDepth", lambda b: b.op("SpaceToDepth", b.input(_random(2, 3, 4, 6)), blocksize=2))
+    single("OneHot", lambda b: b.op("OneHot", b.input(torch.tensor([[0, 2], [-1, 1]])), b.constant(4), b.input(_random(2)), axis=1))
+    for mode, way in (("nearest", "half_pixel"), ("nearest", "asymmetric"), ("linear", "half_pixel"), ("linear", "align_corners")):
+        single(f"Resize {mode} {way}", lambda b, mode=mode, way=way: b.op(
+            "Resize", b.input(_random(1, 2, 4, 5)), None, b.constant([1, 1, 2, 2], np.float32), mode=mode,
+            coordinate_transformation_mode=way, nearest_mode="floor" if way == "asymmetric" else "round_prefer_floor"))  # fmt: skip
+    single("Resize to a size", lambda b: b.op("Resize", b.input(_random(1, 2, 4, 5)), None, None, b.constant([1, 2, 6, 3]), mode="nearest"))
+    single("Upsample", lambda b: b.op("Upsample", b.input(_random(1, 2, 3, 4)), b.constant([1, 1, 2, 3], np.float32), mode="nearest"), 9)
+    single("EyeLike", lambda b: b.op("EyeLike", b.input(_random(4, 5)), k=1))
+    single("ConstantOfShape", lambda b: b.op("ConstantOfShape", b.constant([3, 4]), value=onnx_ir.tensor(np.array([2.5], np.float32))))
+    single("MaxPool", lambda b: b.op("MaxPool", b.input(_random(1, 2, 7, 8)), kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]))
+    single("AveragePool", lambda b: b.op("AveragePool", b.input(_random(1, 2, 7, 8)), kernel_shape=[2, 3], pads=[0, 1, 0, 1]))
+    single("AveragePool with its pads", lambda b: b.op("AveragePool", b.input(_random(1, 2, 7)), kernel_shape=[3], pads=[1, 1], count_include_pad=1))
+    single("Transpose of a transpose", lambda b: b.op("Transpose", b.op("Transpose", b.input(_random(2, 3, 4)), perm=[1, 0, 2]), perm=[0, 2, 1]))
+
+
+_movement()
+
+
+@case("Split", kernels=3)
+def _split() -> Any:
+    b = Build()
+    first, second = b.op("Split", b.input(_random(3, 7)), b.constant([3, 4]), axis=1, outputs=2)
+    return b.done(_after(first, b), b.op("Exp", second))
+
+
+@case("Range")
+def _range() -> Any:
+    b = Build()
+    x = b.input(_random(5, 2), ("n", 2))
+    size = b.op("Gather", b.op("Shape", x), b.constant(0), axis=0)
+    made = b.op("Range", b.constant(0), size, b.constant(1))
+    return b.done(b.op("Cast", made, to=onnx_ir.DataType.FLOAT.value))

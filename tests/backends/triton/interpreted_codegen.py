@@ -1,0 +1,65 @@
+"""Run by ``test_codegen.py`` in a process of its own with the interpreter: generated kernels against the reference."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from burnish.backends.reference import Reference
+from burnish.backends.triton.session import Session
+from codegen_cases import CASES, Case
+
+
+def close(got: torch.Tensor, want: torch.Tensor, tolerance: float, what: str) -> None:
+    """Equal to a part of the largest output; infinities and NaN at the same places."""
+    assert got.dtype == want.dtype and got.shape == want.shape, f"{what}: {got.dtype} {got.shape}, {want.dtype} {want.shape}"
+    if not got.numel():
+        return
+    a, b = got.double(), want.double()
+    assert torch.equal(a.isnan(), b.isnan()) and torch.equal(a.isinf(), b.isinf()), f"{what}: not finite at other places"
+    ok = b.isfinite()
+    scale = float(b[ok].abs().max()) if ok.any() else 1.0
+    error = float((a[ok] - b[ok]).abs().max()) if ok.any() else 0.0
+    assert error <= tolerance * max(scale, 1e-3), f"{what}: {error:.2e} of {scale:.2e}"
+
+
+def run(case: Case, *, show: bool = False) -> Session:
+    graph, feeds = case.make()
+    with torch.no_grad():
+        want = Reference(graph).run(feeds)
+    session = Session(graph)
+    if show:
+        print(session.source)
+    got = [torch.as_tensor(t) for t in session.run(feeds)]
+    for name, tensor in zip(want, got, strict=True):
+        close(tensor, want[name], case.tolerance, f"{case.name}, {name}")
+    left = {r.reason.split(" is left")[0] for r in session.remarks if r.kind == "skipped"} - {"Shape"}
+    assert left <= set(case.torch_calls), f"{case.name}: left to PyTorch: {[r.reason for r in session.remarks]}"
+    if case.kernels is not None:
+        launches = sum("rows=" in line for line in session.source[session.source.index("def call(") :].splitlines())
+        assert launches == case.kernels, f"{case.name}: {launches} launches, not {case.kernels}\n{session.source}"
+    return session
+
+
+def main(wanted: list[str]) -> None:
+    failures = 0
+    chosen = [c for c in CASES if not wanted or any(w in c.name for w in wanted)]
+    for case in chosen:
+        try:
+            run(case, show=len(wanted) > 0)
+        except Exception as error:
+            failures += 1
+            text = traceback.format_exc() if wanted else f"{type(error).__name__}: {str(error)[:300]}"
+            print(f"FAILED {case.name}: {text}")
+    print(f"{len(chosen) - failures} of {len(chosen)} right")
+    if not failures:
+        print("all right")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
