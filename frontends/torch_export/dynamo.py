@@ -17,6 +17,7 @@ from torch.fx.experimental.symbolic_shapes import free_symbols
 
 from ...ir.errors import UnsupportedError
 from ...ir.graph import Graph
+from .decompose import Apart, Table, decompositions, untranslated
 from .importer import Importer, unknown_operators
 
 
@@ -61,32 +62,27 @@ def import_captured(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Capt
     Raises:
         UnsupportedError: no rule translates one of its operators, or a case that a rule does not cover.
     """
-    from torch._functorch.aot_autograd import aot_export_module
-
     static = _static(module, inputs)
-    with torch.no_grad():
-        traced, signature = aot_export_module(
-            module, list(inputs), trace_joint=False, pre_dispatch=True, decompositions={}
-        )
-    assert isinstance(traced, torch.fx.GraphModule)
+    traced, signature = _trace(module, inputs)
     if signature.parameters or signature.buffers:
         raise UnsupportedError("the captured graph holds parameters of its own", where=type(module).__name__)
-    attributes = _lift(traced)
-    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
-    user = [node for node in placeholders if node.name not in attributes]
+    user = [node for node in traced.graph.nodes if node.op == "placeholder"]
     place = {node.name: index for index, node in enumerate(user)}
-    written = {out: place[name] for out, name in signature.user_inputs_to_mutate.items()}
-    constants = tuple(i for i in static if i not in written.values())
+    written = tuple(place[name] for name in signature.user_inputs_to_mutate.values())
+    constants = tuple(i for i in static if i not in written)
+    traced, held = _translatable(traced, inputs)
+    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    user = placeholders[len(held) :]
+    fixed = {node.name: tensor for node, tensor in zip(placeholders, held, strict=False)}
+    fixed |= {user[i].name: inputs[i] for i in constants}
     specs = [
         InputSpec(
-            InputKind.USER_INPUT if place.get(node.name) not in constants and node.name not in attributes
-            else InputKind.CONSTANT_TENSOR,
+            InputKind.CONSTANT_TENSOR if node.name in fixed else InputKind.USER_INPUT,
             TensorArgument(name=node.name),
-            None if place.get(node.name) not in constants and node.name not in attributes else node.name,
+            node.name if node.name in fixed else None,
         )
         for node in placeholders
-    ]  # fmt: skip
-    fixed = {user[i].name: inputs[i] for i in constants} | attributes
+    ]
     (last,) = [node for node in traced.graph.nodes if node.op == "output"]
     outputs = list(last.args[0])
     program: Any = SimpleNamespace(
@@ -111,8 +107,37 @@ def import_captured(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Capt
         if index >= len(written)
     )
     numbers = frozenset(order[i] for i in made if not isinstance(outputs[i].meta["val"], torch.Tensor))
-    targets = tuple(written[node.name] for node in outputs[: len(written)])
-    return Captured(graph, fed, constants, targets, results, numbers)
+    return Captured(graph, fed, constants, written, results, numbers)
+
+
+def _trace(module: torch.nn.Module, inputs: Sequence[Any]) -> tuple[torch.fx.GraphModule, Any]:
+    """A graph of ATen operators without writes, and what it was to write."""
+    from torch._functorch.aot_autograd import aot_export_module
+
+    with torch.no_grad():
+        traced, signature = aot_export_module(
+            module, list(inputs), trace_joint=False, pre_dispatch=True, decompositions={}
+        )
+    assert isinstance(traced, torch.fx.GraphModule)
+    return traced, signature
+
+
+def _translatable(
+    traced: torch.fx.GraphModule, inputs: Sequence[Any]
+) -> tuple[torch.fx.GraphModule, list[torch.Tensor]]:
+    """The graph with operators that no rule translates taken apart, and constants that it takes before its inputs."""
+    held = _lift(traced)
+    first = untranslated(traced)
+    tried: Table = {}
+    while table := decompositions(untranslated(traced)):
+        if again := table.keys() & tried.keys():
+            # What it is computed with is computed with it.
+            names = [str(operator) for operator in first if operator in again] or sorted(map(str, again))
+            raise UnsupportedError(f"no rule translates {', '.join(names)}", where="torch.compile")
+        tried |= table
+        traced, _ = _trace(Apart(traced, table), [*held, *inputs])
+        held = [*_lift(traced), *held]
+    return traced, held
 
 
 def _static(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> list[int]:
@@ -126,22 +151,26 @@ def _static(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> list[int]:
     return found
 
 
-def _lift(traced: torch.fx.GraphModule) -> dict[str, torch.Tensor]:
-    """Turn tensors that are attributes of the graph into placeholders; the tensors by their names."""
-    found: dict[str, torch.Tensor] = {}
+def _lift(traced: torch.fx.GraphModule) -> list[torch.Tensor]:
+    """Turn tensors that are attributes of the graph into placeholders before all others; the tensors in order."""
+    found: list[torch.Tensor] = []
+    lifted: dict[str, torch.fx.Node] = {}
     first = next(iter(traced.graph.nodes))
     for node in [node for node in traced.graph.nodes if node.op == "get_attr"]:
+        name = str(node.target)
         value: Any = traced
-        for part in str(node.target).split("."):
+        for part in name.split("."):
             value = getattr(value, part)
         if not isinstance(value, torch.Tensor):
-            raise UnsupportedError("the captured graph holds a graph", where=str(node.target))
-        with traced.graph.inserting_before(first):
-            lifted = traced.graph.placeholder(f"constant_{len(found)}")
-        lifted.meta["val"] = value
-        node.replace_all_uses_with(lifted)
+            raise UnsupportedError("the captured graph holds a graph", where=name)
+        if name not in lifted:
+            with traced.graph.inserting_before(first):
+                lifted[name] = traced.graph.placeholder(f"constant_{len(found)}")
+            lifted[name].meta["val"] = value
+            found.append(value)
+        node.replace_all_uses_with(lifted[name])
         traced.graph.erase_node(node)
-        found[lifted.name] = value
+    traced.recompile()
     return found
 
 

@@ -38,12 +38,13 @@ def unknown_operators(program: ExportedProgram) -> list[str]:
         if not isinstance(module, torch.fx.GraphModule):
             continue
         for node in module.graph.nodes:
-            if node.op == "call_function" and not _needs_no_rule(node) and find(node.target) is None:
+            if node.op == "call_function" and not needs_no_rule(node) and find(node.target) is None:
                 names[overload_name(node.target)] = None
     return list(names)
 
 
-def _needs_no_rule(node: torch.fx.Node) -> bool:
+def needs_no_rule(node: torch.fx.Node) -> bool:
+    """Whether an FX node is imported without a rule: a part of a result, an assertion, arithmetic on sizes."""
     if node.target is operator.getitem or overload_name(node.target) in _IGNORED:
         return True
     # Arithmetic on sizes is read off the result's expression.
@@ -191,7 +192,7 @@ class Importer:
             return
         if overload_name(node.target) in _IGNORED:
             return
-        if _needs_no_rule(node):
+        if needs_no_rule(node):
             self._values[node] = meta
             return
         result = self.translate(node)

@@ -65,6 +65,61 @@ def batch_norm(
     )  # fmt: skip
 
 
+@rule("aten._native_batch_norm_legit_no_training.default")
+def batch_norm_for_inference(
+    b: Builder,
+    x: Value,
+    weight: Value | None,
+    bias: Value | None,
+    running_mean: Value,
+    running_var: Value,
+    momentum: float,
+    eps: float,
+) -> list[Value]:
+    """The first of three results; nobody reads the others, which are empty."""
+    return [batch_norm(b, x, weight, bias, running_mean, running_var, False, momentum, eps)]
+
+
+@rule("aten._native_batch_norm_legit_functional.default")
+def batch_norm_with_statistics(
+    b: Builder,
+    x: Value,
+    weight: Value | None,
+    bias: Value | None,
+    running_mean: Value,
+    running_var: Value,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> list[Value | None]:
+    """Result, mean and reciprocal deviation of the batch, and both running statistics after it."""
+    if not training:
+        result = batch_norm(b, x, weight, bias, running_mean, running_var, False, momentum, eps)
+        return [result, None, None, running_mean, running_var]
+    if DataType.FLOAT not in (x.dtype, running_mean.dtype) or x.dtype != running_mean.dtype:
+        raise b.unsupported(f"batch normalization with statistics of the batch in {x.dtype}")
+    axes = b.ints([0, *range(2, rank(x))])
+    column = [1, dims(x)[1], *[1] * (rank(x) - 2)]
+    channels = [dims(x)[1]]
+    centre = b.op("ReduceMean", x, axes, shape=column, keepdims=1)
+    deviation = b.op("Sub", x, centre)
+    variance = b.op("ReduceMean", b.op("Mul", deviation, deviation), axes, shape=column, keepdims=1)
+    scale = b.op("Reciprocal", b.op("Sqrt", b.op("Add", variance, b.scalar(eps, x.dtype))))
+    result = b.op("Mul", deviation, scale, shape=dims(x))
+    for operator, factor in (("Mul", weight), ("Add", bias)):
+        if factor is not None:
+            result = b.op(operator, result, b.op("Reshape", factor, b.sizes(column), shape=column), shape=dims(x))
+    mean, variance, scale = (b.op("Reshape", v, b.ints([-1]), shape=channels) for v in (centre, variance, scale))
+    count = b.op("ReduceProd", b.sizes([d for i, d in enumerate(dims(x)) if i != 1]), shape=[], keepdims=0)
+    n = b.cast(count, DataType.FLOAT)
+    unbiased = b.op("Mul", variance, b.op("Div", n, b.op("Sub", n, b.scalar(1, DataType.FLOAT))))
+    running = []
+    for old, new in ((running_mean, mean), (running_var, unbiased)):
+        kept = b.op("Mul", old, b.scalar(1 - momentum, old.dtype))
+        running.append(b.op("Add", kept, b.op("Mul", new, b.scalar(momentum, old.dtype))))
+    return [result, mean, scale, *running]
+
+
 @rule("aten.instance_norm.default")
 def instance_norm(
     b: Builder,
