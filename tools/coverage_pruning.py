@@ -61,9 +61,10 @@ EXPECTED: Mapping[str, Expected] = {
     "ResNet": Expected(0, 5), "UNet": Expected(1, 3), "MLP-Mixer": Expected(0, 4), "LSTM classifier": Expected(0, 0),
     "MobileNetV1": Expected(0, 13), "MobileNetV2": Expected(0, 24), "ResNet-18": Expected(0, 12),
     "ConvNeXt": Expected(0, 4), "Swin": Expected(4, 4), "GPT-NeoX": Expected(2, 2), "Falcon": Expected(2, 2),
-    "Bloom": Expected(2, 2), "DeBERTa-v2": Expected(2, 2),
+    "Bloom": Expected(1, 2), "DeBERTa-v2": Expected(2, 2),
 }  # fmt: skip
-"""T5's heads of all layers of a stack share a table of position biases, those of its cross-attentions a mask."""
+"""T5's heads of all layers of a stack share a table of position biases, those of its cross-attentions a mask; Bloom's
+of all layers share the slopes of their distances."""
 
 
 NOTES: Mapping[str, str] = {"Mixtral": "the experts' weights are stacks that are read by number: see `PruneExperts`"}

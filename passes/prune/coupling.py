@@ -226,7 +226,7 @@ class Coupling:
                 labels = np.take(labels, 0, axis=at)
                 del axes[at]
         shape, maker = dims(value), value.producer()
-        if shape is None or not all(_fits(shape[axis], size) for axis, size in zip(axes, labels.shape, strict=True)):
+        if shape is None or not all(fits(shape[axis], size) for axis, size in zip(axes, labels.shape, strict=True)):
             what = "a node" if maker is None else maker.op_type
             self.block(labels, f"the shape of what {what} computes is not known", maker)
             return
@@ -317,7 +317,7 @@ class Coupling:
         return tuple(keeps) if (whole == stays).all() and all(keep.any() for keep in keeps) else None
 
 
-def _fits(dim: int | onnx_ir.SymbolicDim, size: int) -> bool:
+def fits(dim: int | onnx_ir.SymbolicDim, size: int) -> bool:
     """Whether labels of ``size`` places go with a dimension: it has as many, or they repeat along it."""
     return dim == size if isinstance(dim, int) else known(exact_div(dim, size))
 

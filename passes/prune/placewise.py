@@ -10,7 +10,8 @@ import onnx_ir
 from ...ir.graph import attribute, dims, is_op, rank, tensor_of
 from ...ir.rewrite import Editor
 from ...ir.traits import reduced_axes
-from .coupling import Array, Coupling, Fix, Grid, Keeps
+from .coupling import Array, Coupling, Fix, Grid, Keeps, fits
+from .pull import pull
 
 
 def elementwise(c: Coupling, node: onnx_ir.Node) -> None:
@@ -64,17 +65,19 @@ def combined(
             c.block(whole, f"{node.op_type} combines it with a value of unknown shape", node)
             continue
         mine = c.grids.get(value)
+        if mine is not None and value in c.pulled:
+            c.pulls.add((node, index))
         shift = dimensions - len(shape)
         pairs = []
         for at, axis in enumerate(axes):
             own = axis - shift
             if own < 0 or shape[own] == 1 or (mine is not None and own in mine.axes):
                 continue
-            if shape[own] != sizes[at]:
+            if not fits(shape[own], sizes[at]):
                 c.block(whole, f"{node.op_type} combines it with a value of unknown shape", node)
             elif tensor_of(value) is not None:
                 pairs.append((own, at))
-            else:
+            elif labels.ndim > 1 or skip is not None or not pull(c, node, index, own, labels):
                 c.block(whole, f"{node.op_type} combines it with a value whose channels cannot go", node)
         c.cut(node, index, pairs, whole)
     return whole

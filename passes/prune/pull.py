@@ -6,6 +6,7 @@ of loses the planes of the heads that go.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,8 +14,8 @@ import onnx_ir
 
 from ...ir.graph import attribute, constant, dims, is_op, rank, tensor_of
 from ...ir.traits import Kind, kind
-from .coupling import Array, Coupling, Grid
-from .regrid import stretches
+from .coupling import Array, Coupling, Grid, fits
+from .regrid import Dim, stretches
 
 
 @dataclass
@@ -33,7 +34,7 @@ def pull(c: Coupling, node: onnx_ir.Node, index: int, axis: int, labels: Array) 
         c: the analysis.
         node: the reader.
         index: of the input.
-        axis: of the input, of as many places as there are labels.
+        axis: of the input, along which labels may repeat if its size is symbolic.
         labels: atoms.
     """
     trail = _Trail()
@@ -61,7 +62,7 @@ def _follow(c: Coupling, node: onnx_ir.Node, index: int, axis: int, size: int, t
     shape = dims(value)
     if value is None or shape is None or axis < 0 or shape[axis] == 1:
         return value is None or shape is not None
-    if shape[axis] != size:
+    if not fits(shape[axis], size):
         return False
     if tensor_of(value) is not None:
         trail.constants.append((node, index, axis))
@@ -97,12 +98,23 @@ def _through(c: Coupling, maker: onnx_ir.Node, axis: int, size: int, trail: _Tra
         trail.expands.append((maker, axis))
         return _follow(c, maker, 0, axis - (len(after) - len(before)), size, trail)
     if is_op(maker, "Reshape", "Unsqueeze", "Squeeze"):
-        for (a, b), (from_, to) in stretches(before, after):
-            same = [i for i in range(a, b) if before[i] != 1]
-            if from_ <= axis < to and len(same) == 1 and all(after[i] == 1 for i in range(from_, to) if i != axis):
-                if is_op(maker, "Reshape"):
-                    known = constant(maker.inputs[1])
-                    if known is None or known[axis] > 0:
-                        trail.expands.append((maker, axis))
-                return _follow(c, maker, 0, same[0], size, trail)
+        own = _source(before, after, axis, size)
+        if own is not None:
+            if is_op(maker, "Reshape"):
+                known = constant(maker.inputs[1])
+                if known is None or known[axis] > 0:
+                    trail.expands.append((maker, axis))
+            return _follow(c, maker, 0, own, size, trail)
     return False
+
+
+def _source(before: Sequence[Dim], after: Sequence[Dim], axis: int, size: int) -> int | None:
+    """The axis of a Reshape's input whose ``size`` places are those of an axis of its output, or what repeats there."""
+    for (a, b), (c, d) in stretches(before, after):
+        if not c <= axis < d or any(after[i] != 1 for i in range(c, d) if i != axis):
+            continue
+        own = [i for i in range(a, b) if before[i] != 1]
+        # Of merged axes the last is what repeats; along the others places do not differ.
+        if len(own) == 1 or (own and before[own[-1]] == size and not isinstance(after[axis], int)):
+            return own[-1]
+    return None

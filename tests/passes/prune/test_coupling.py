@@ -26,7 +26,8 @@ Outputs = Callable[..., list[np.ndarray[Any, Any]]]
 @pytest.mark.parametrize(
     ("name", "heads", "channels"),
     [("BERT", 2, 2), ("Llama", 2, 2), ("GPT-2", 2, 2), ("ALBERT", 1, 1), ("ResNet", 0, 5), ("UNet", 1, 3), ("T5", 3, 4),
-     ("Falcon", 2, 2), ("Swin", 4, 4), ("MobileNetV1", 0, 13), ("DeBERTa-v2", 2, 2)],
+     ("Falcon", 2, 2), ("Swin", 4, 4), ("MobileNetV1", 0, 13), ("DeBERTa-v2", 2, 2), ("Bloom", 1, 2),
+     ("Mixtral", 2, 0)],
 )  # fmt: skip
 def test_families(name: str, heads: int, channels: int) -> None:
     row = measure(*prepared(name))
@@ -66,6 +67,35 @@ def test_what_stands_in_the_way(parse: Parse, text: str, reason: str | None) -> 
     found = find(Coupling(parse(f"g ({inputs}) => (float[T, 6] y{extra}) {{ {text} }}", **weights)))
     assert not found.groups
     assert any((reason or "output of the model") in why for _, why, _ in found.misses)
+
+
+def test_a_bias_made_of_constants_loses_its_heads(parse: Parse) -> None:
+    """One plane a head, merged with the batch on the way (ALiBi); none where an input of the model makes it."""
+    text = """g (float[B, T, 8] x, float[B, 4, T] given) => (float[B, T, 6] y) {{
+        a = MatMul(x, w1) b = Reshape(a, s1) c = Transpose<perm=[0, 2, 1, 3]>(b) d = Reshape(c, s2)
+        e = ReduceMean<keepdims=1>(d, last) {bias} f = Reshape(m, s3) g = Add(e, f) h = Mul(d, g)
+        i = Reshape(h, s4) j = Transpose<perm=[0, 2, 1, 3]>(i) k = Reshape(j, s5) y = MatMul(k, w2)
+    }}"""
+    weights: dict[str, Any] = {
+        "w1": (8, 12), "w2": (12, 6), "slopes": (4, 1), "s1": np.asarray([0, 0, 4, 3]), "s2": np.asarray([-1, 5, 3]),
+        "last": np.asarray([2]), "s3": np.asarray([-1, 5, 1]), "s4": np.asarray([-1, 4, 5, 3]),
+        "s5": np.asarray([0, 0, 12]),
+    }  # fmt: skip
+    generator = np.random.default_rng(0)
+    feeds = {"x": generator.standard_normal((2, 5, 8)), "given": generator.standard_normal((2, 4, 5))}
+    feeds = {name: value.astype(np.float32) for name, value in feeds.items()}
+    made = (
+        text.replace("T,", "5,")
+        .replace("T]", "5]")
+        .format(bias="u = ReduceSum<keepdims=1>(given, s6) m = Mul(u, slopes)")
+    )
+    graph = parse(made, **weights, s6=np.asarray([1]))
+    groups = find(Coupling(graph)).groups
+    assert [len(group) for group in groups] == [4]
+    assert removal_error(graph, 0, feeds) <= TOLERANCE
+    graph = parse(text.replace("T,", "5,").replace("T]", "5]").format(bias="m = Mul(given, slopes)"), **weights)
+    found = find(Coupling(graph))
+    assert not found.groups and any("whose channels cannot go" in why for _, why, _ in found.misses)
 
 
 def test_a_weight_that_something_else_reads_stays(parse: Parse) -> None:
