@@ -249,7 +249,8 @@ def _resize(call: Call) -> Result:
         after = int(sizes[at]) if sizes is not None else int(np.floor(before * float(scales[at])))  # type: ignore[index]
         scale = after / before if sizes is not None else float(scales[at])  # type: ignore[index]
         if after != before or scale != 1:
-            x = _resample(x, axis, before, after, scale, mode, way, call.attr("nearest_mode", "round_prefer_floor"))
+            rounding = "floor" if old else call.attr("nearest_mode", "round_prefer_floor")
+            x = _resample(x, axis, before, after, scale, mode, way, rounding)
     return x
 
 
