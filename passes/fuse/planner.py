@@ -37,6 +37,11 @@ _PLACEWISE = (
     BlockType.ONE_TO_MANY,
 )
 
+_FIXED = (BlockType.OPAQUE, BlockType.HOST, BlockType.CONTRACTION)
+_ALONE = (BlockType.OPAQUE, BlockType.HOST)
+_NOISE = 1e-12
+"""Seconds that are no difference."""
+
 
 def plan(
     graph: Graph,
@@ -61,6 +66,7 @@ def plan(
     planner = Planner(graph, machine, sizes, latencies)
     planner.grow()
     planner.join()
+    planner.settle()
     if deep:
         from .deep import deepen
 
@@ -86,6 +92,11 @@ class Planner:
         number = {node: index for index, node in enumerate(nodes)}
         makers = ([value.producer() for value in reads(node)] for node in nodes)
         before = [sorted({number[maker] for maker in needed if maker in number}) for needed in makers]
+        self._before = before
+        self._after: list[list[int]] = [[] for _ in nodes]
+        for index, needs in enumerate(before):
+            for need in needs:
+                self._after[need].append(index)
         self.quotient = Quotient(before)
         self.types = {index: info.type for index, info in enumerate(self.infos)}
         self.model = CostModel(dict(zip(nodes, self.infos, strict=True)), self.sizes, machine)
@@ -157,6 +168,100 @@ class Planner:
             found |= self.quotient.after[maker]
         near = found - {block} - self.quotient.after[block] - self.quotient.before[block]
         return sorted(other for other in near if self.types[other] in _PLACEWISE)
+
+    def settle(self) -> None:
+        """Move single nodes over the border between two blocks where that saves.
+
+        A node goes back to the block before also where it costs the same there and that block holds a product: what
+        follows a product is computed once, what precedes one, or a pool, may be computed again.
+        """
+        pending = [(a, b) for a in self.quotient.members for b in self.quotient.after[a]]
+        left = 4 * len(self.infos)
+        while pending and left:
+            left -= 1
+            a, b = pending.pop()
+            if a not in self.quotient.members or b not in self.quotient.after[a]:
+                continue
+            moved = self._back(a, b) or self._forth(a, b)
+            if moved is None:
+                continue
+            changed = self._regroup(moved)
+            for block in changed:
+                pending += [(block, other) for other in self.quotient.after[block]]
+                pending += [(other, block) for other in self.quotient.before[block]]
+
+    def _back(self, a: int, b: int) -> tuple[int, int, int] | None:
+        """A node of ``b`` that is better off at the end of ``a``: (node, from, to)."""
+        own = set(self.quotient.members[b])
+        for node in self.quotient.members[b]:
+            needs = self._before[node]
+            homes = {self.quotient.home[need] for need in needs}
+            if a not in homes or any(need in own for need in needs):
+                continue
+            if any(self.quotient.reaches(a, home) for home in homes - {a, b}):
+                continue
+            saved = self._moving(node, b, a)
+            if saved is not None and (saved > _NOISE or (saved >= 0 and self.types[a] is BlockType.CONTRACTION)):
+                return node, b, a
+        return None
+
+    def _forth(self, a: int, b: int) -> tuple[int, int, int] | None:
+        """A node of ``a`` that is better off at the beginning of ``b``: (node, from, to)."""
+        for node in reversed(self.quotient.members[a]):
+            if any(self.quotient.home[user] != b for user in self._after[node]) or not self._after[node]:
+                continue
+            saved = self._moving(node, a, b)
+            if saved is not None and saved > _NOISE:
+                return node, a, b
+        return None
+
+    def _moving(self, node: int, source: int, target: int) -> float | None:
+        """Seconds saved by moving a node from one block to another; None where that may not be."""
+        rest = [member for member in self.quotient.members[source] if member != node]
+        grown = sorted([*self.quotient.members[target], node])
+        if not rest or self.infos[node].type in _FIXED or self.types[target] in _ALONE:
+            return None
+        if not self._connected(rest) or self.objection(rest) is not None or self.objection(grown) is not None:
+            return None
+        before = self.cost(self.quotient.members[source]) + self.cost(self.quotient.members[target])
+        return before - self.cost(rest) - self.cost(grown)
+
+    def _connected(self, members: Sequence[int]) -> bool:
+        inside, seen, stack = set(members), {members[0]}, [members[0]]
+        while stack:
+            node = stack.pop()
+            for other in (*self._before[node], *self._after[node]):
+                if other in inside and other not in seen:
+                    seen.add(other)
+                    stack.append(other)
+        return len(seen) == len(inside)
+
+    def _regroup(self, moved: tuple[int, int, int]) -> list[int]:
+        """Rebuild the blocks after a move; the names of the two that changed."""
+        node, source, target = moved
+        groups = dict(self.quotient.members)
+        groups[source] = [member for member in groups[source] if member != node]
+        groups[target] = sorted([*groups[target], node])
+        anchors = [groups[source][0], groups[target][0]]
+        types = {member: self.types[name] for name, group in groups.items() for member in group[:1]}
+        self.quotient = Quotient(self._before, list(groups.values()))
+        self._refused.clear()
+        self.types = types
+        for name in anchors:
+            self.types[name] = self.type_of(self.quotient.members[name])
+            self._version[name] += 1
+        return anchors
+
+    def type_of(self, members: Sequence[int]) -> BlockType:
+        """The type of nodes as one block."""
+        kinds = [self.infos[member].type for member in members]
+        for telling in (BlockType.CONTRACTION, BlockType.REDUCTION):
+            if telling in kinds:
+                return telling
+        found = kinds[0]
+        for kind in kinds[1:]:
+            found = fused(found, kind)[1]
+        return found
 
     def merge(self, a: int, b: int) -> int:
         """Make one block of two."""

@@ -19,32 +19,45 @@ def bits(mask: int) -> Iterator[int]:
 
 
 class Quotient:
-    """Blocks of nodes ``0 … n-1``; each begins as a block of its own and a block is named by one of its nodes.
+    """Blocks of nodes ``0 … n-1``; a block is named by one of its nodes.
 
     Args:
         before: per node, the nodes it needs; each has a smaller number.
+        blocks: a partition whose quotient is acyclic; each node a block of its own if not given.
     """
 
-    def __init__(self, before: Sequence[Sequence[int]]) -> None:
-        count = len(before)
-        self.home = list(range(count))
+    def __init__(self, before: Sequence[Sequence[int]], blocks: Sequence[Sequence[int]] | None = None) -> None:
+        groups = [[n] for n in range(len(before))] if blocks is None else [sorted(block) for block in blocks]
+        self.home = [0] * len(before)
         """By node, its block."""
-        self.members: dict[int, list[int]] = {n: [n] for n in range(count)}
+        self.members = {group[0]: group for group in groups}
         """By block, its nodes in order."""
-        self.after: dict[int, set[int]] = {n: set() for n in range(count)}
-        self.before: dict[int, set[int]] = {n: set(needs) for n, needs in enumerate(before)}
+        for name, group in self.members.items():
+            for node in group:
+                self.home[node] = name
+        self.after: dict[int, set[int]] = {name: set() for name in self.members}
+        self.before: dict[int, set[int]] = {name: set() for name in self.members}
         for node, needs in enumerate(before):
+            here = self.home[node]
             for need in needs:
-                self.after[need].add(node)
-        self._mask = {n: 1 << n for n in range(count)}
-        self._above = {n: 0 for n in range(count)}
-        self._below = {n: 0 for n in range(count)}
-        for node in range(count):
-            for need in before[node]:
-                self._above[node] |= self._above[need] | self._mask[need]
-        for node in reversed(range(count)):
-            for user in self.after[node]:
-                self._below[node] |= self._below[user] | self._mask[user]
+                there = self.home[need]
+                if there != here:
+                    self.after[there].add(here)
+                    self.before[here].add(there)
+        self._mask = {name: sum(1 << node for node in group) for name, group in self.members.items()}
+        self._above = dict.fromkeys(self.members, 0)
+        self._below = dict.fromkeys(self.members, 0)
+        order = self.order()
+        for block in order:
+            for need in self.before[block]:
+                self._above[block] |= self._above[need] | self._mask[need]
+        for block in reversed(order):
+            for user in self.after[block]:
+                self._below[block] |= self._below[user] | self._mask[user]
+
+    def reaches(self, a: int, b: int) -> bool:
+        """Whether some path leads from block ``a`` to block ``b``."""
+        return bool(self._below[a] & self._mask[b])
 
     def closes_cycle(self, a: int, b: int) -> bool:
         """Whether some path between the blocks ``a`` and ``b`` goes through a third."""
