@@ -181,13 +181,16 @@ class Run:
 
     def constant(self, name: str) -> torch.Tensor:
         """A constant by the name that the generated file has for it."""
+        device = self.device
+        if name.startswith("host "):
+            name, device = name.removeprefix("host "), torch.device("cpu")
         if name.startswith("node "):
             value = self._nodes[name.removeprefix("node ")].outputs[0]
         else:
             value = self._graph.graph.initializers[name]
         tensor = tensor_of(value)
         assert tensor is not None
-        return tensor_from(tensor, self.device)
+        return tensor_from(tensor, device)
 
     def node(self, key: str, *arguments: torch.Tensor | None) -> list[torch.Tensor | None]:
         """Compute a node by the reference backend.

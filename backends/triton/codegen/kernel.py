@@ -150,6 +150,8 @@ class _Writer:
         self.at = [reader.ranges.flat(t.index, t.array.shape) for t in targets]
         self.ranges = Ranges(reader.ranges.extents)
         self.groups = [self._join(self.kept, "x"), self._join(self.reduced, "r")]
+        for group, name in zip(self.groups, ("x", "r"), strict=True):
+            self._shorten(group, sympy.Symbol(name, integer=True, nonnegative=True))
         self.uses: dict[Instruction, int] = {}
         for instruction in self.needed:
             for operand in instruction.operands:
@@ -198,6 +200,24 @@ class _Writer:
                 left[n : n + 2] = [new]
             n -= 1
         return left
+
+    def _shorten(self, group: Sequence[sympy.Symbol], whole: sympy.Symbol) -> None:
+        """Where a place goes through all axes in one stride, it is written by the number of the row itself."""
+        if len(group) < 2:
+            return
+
+        def short(e: Expr) -> Expr:
+            found: Expr | None = e
+            last = group[-1]
+            size: Expr = self.ranges.extents[last]
+            for n in range(len(group) - 2, -1, -1):
+                new = sympy.Dummy(integer=True, nonnegative=True)
+                found = _merged(found, group[n], last, size, new) if found is not None else None
+                last, size = new, size * self.ranges.extents[group[n]]
+            return e if found is None else found.xreplace({last: whole})
+
+        self.place = {i: short(e) for i, e in self.place.items()}
+        self.at = [short(e) for e in self.at]
 
     def _replace(self, first: sympy.Symbol, second: sympy.Symbol, size: Expr, new: sympy.Symbol) -> bool:
         places: dict[Instruction, Expr] = {}
@@ -289,7 +309,7 @@ class _Writer:
             behind = self.reader.instruction_of(symbol)
             if behind is not None:
                 names[symbol] = self.names[behind]
-            elif symbol not in self.ranges.extents:
+            elif symbol not in self.ranges.extents and symbol.name not in ("x", "r"):
                 self.sizes.add(symbol)
         return text(e, names)
 

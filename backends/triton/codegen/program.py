@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import keyword
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,9 +61,17 @@ class Program:
 
 @dataclass
 class _Line:
+    """One statement, or an allocation and the launch that fills it."""
+
     text: str
-    reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
+
+    def names(self) -> set[str]:
+        return set(_NAME.findall(_STRING.sub("", self.text)))
+
+
+_NAME = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
+_STRING = re.compile(r"'[^']*'|#.*")
 
 
 @dataclass
@@ -120,7 +129,8 @@ class _Writer:
         self.remarks: list[Remark] = []
         self.constants: dict[str, str] = {}
         self.bound: dict[sympy.Symbol, str] = {}
-        self.names: set[str] = {"run", "inputs", "constants", "m", "tl", "torch", "triton", "kernel", "empty", "call"}
+        self.names: set[str] = {"run", "inputs", "constants", "m", "tl", "torch", "triton", "kernel", "empty", "call",
+                                "device", *dir(builtins)}  # fmt: skip
         self.memory: dict[Array, str] = {}
         self.sizes = Sizes()
         self.count = 0
@@ -135,7 +145,7 @@ class _Writer:
         results = []
         for value in graph.outputs:
             results.append(self._variable(value))
-        self.lines.append(_Line(f"return [{', '.join(results)}]", tuple(results)))
+        self.lines.append(_Line(f"return [{', '.join(results)}]"))
         body = "\n".join(f"    {line}" for line in self._with_deletions())
         kernels = "".join(f"\n\n{source}" for source in self.sources)
         source = (
@@ -188,7 +198,7 @@ class _Writer:
                 solved = found[0]
             size = self._fresh(symbol.name)
             shown = text(solved, {**self.bound, sympy.Symbol("_size"): f"{name}.shape[{axis}]"})
-            self.lines.append(_Line(f"{size} = {shown}", (name,)))
+            self.lines.append(_Line(f"{size} = {shown}", (size,)))
             self.bound[symbol] = size
 
     def _host(self, e: Expr) -> str:
@@ -210,7 +220,7 @@ class _Writer:
 
     def _input(self, n: int, value: onnx_ir.Value) -> None:
         name = self._fresh(value.name or "")
-        self.lines.append(_Line(f"{name} = inputs[{n}]", (), (name,)))
+        self.lines.append(_Line(f"{name} = inputs[{n}]", (name,)))
         self._bind(value, name)
         self.made[value] = _Made(self._source(value, name), name)
 
@@ -276,7 +286,7 @@ class _Writer:
             name = self.constants.get(key)
             if name is None:
                 name = self.constants[key] = self._fresh()
-                self.lines.append(_Line(f"{name} = constants[{key!r}]", (), (name,)))
+                self.lines.append(_Line(f"{name} = constants[{key!r}]", (name,)))
             made.name = name
             if made.array is None:
                 made.array = self._constant_source(value, name)
@@ -442,13 +452,12 @@ class _Writer:
 
     def _launch(self, step: Step, names: Mapping[Array, str], shapes: Mapping[Array, tuple[Expr, ...]]) -> None:
         outputs = [names[a] for a in step.outputs]
+        lines = []
         for array in step.outputs:
             made_shape = shapes.get(array, array.shape)
             shape = ", ".join(self._host(size) for size in made_shape)
             shape = f"({shape},)" if len(made_shape) == 1 else f"({shape})"
-            self.lines.append(
-                _Line(f"{names[array]} = empty({shape}, dtype={_TORCH[array.dtype]}, device=device)", (), (names[array],))
-            )
+            lines.append(f"{names[array]} = empty({shape}, dtype={_TORCH[array.dtype]}, device=device)")
         first = step.kernels[0]
         called = [self._kernel(k) for k in step.kernels]
         sizes = [self._host(s) for s in first.sizes]
@@ -460,7 +469,8 @@ class _Writer:
             assert first.columns is not None
             limit = PERSISTENT_OUTER if first.outer else PERSISTENT
             function = f"({called[0]} if {self._host(first.columns)} <= {limit} else {called[1]})"
-        self.lines.append(_Line(f"{function}({arguments}, {rows}{columns})", (*first.inputs, *outputs)))
+        lines.append(f"{function}({arguments}, {rows}{columns})")
+        self.lines.append(_Line("\n    ".join(lines), tuple(outputs)))
 
     def _kernel(self, kernel: Kernel) -> str:
         """The name of a kernel; one with the same source is used again."""
@@ -496,22 +506,19 @@ class _Writer:
         self, node: onnx_ir.Node, key: str, inputs: Sequence[onnx_ir.Value | None], reason: str | None = None
     ) -> None:
         """Call PyTorch for a node."""
-        others = captured(node)
-        arguments = ["None" if v is None else self._variable(v) for v in inputs]
         opset = self.graph.opset_imports.get(node.domain, 1)
         results = [self._buffer() if v.name else "_" for v in node.outputs]
-        plain = CALLS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        code = plain(node, arguments, opset) if plain is not None and len(results) == 1 else None
-        reads = tuple(a for a in arguments if a != "None")
+        code = self._plain(node, inputs, opset) if len(results) == 1 else None
         if code is None:
-            more = [self._variable(v) for v in others]
-            reads = (*reads, *more)
-            listed = ", ".join([repr(key), *arguments, *more])
+            settings = _SETTINGS.get(node.op_type, ())
+            arguments = ["None" if v is None else self._setting(v) if n in settings else self._variable(v)
+                         for n, v in enumerate(inputs)]  # fmt: skip
+            arguments += [self._variable(v) for v in captured(node)]
             targets = ", ".join(results) + ("," if len(results) == 1 else "")
-            line = f"{targets} = run.node({listed})  # {node.op_type}"
+            line = f"{targets} = run.node({', '.join([repr(key), *arguments])})  # {node.op_type}"
         else:
             line = f"{results[0]} = {code}"
-        self.lines.append(_Line(line, reads, tuple(r for r in results if r != "_")))
+        self.lines.append(_Line(line, tuple(r for r in results if r != "_")))
         for value, name in zip(node.outputs, results, strict=True):
             if name == "_":
                 continue
@@ -521,6 +528,30 @@ class _Writer:
             self.made[value] = _Made(made.array if made is not None else self._source(value, name), name)
         if reason is not None and self.scope is not None:
             self.scope.left.append((node.op_type, reason))
+
+    def _plain(self, node: onnx_ir.Node, inputs: Sequence[onnx_ir.Value | None], opset: int) -> str | None:
+        """A node as a plain call of PyTorch; None if there is none."""
+        call = CALLS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if call is None:
+            return None
+        shape = None
+        try:
+            shape = [self._host(size) for size in shape_of(node.outputs[0], self.sizes)]
+        except (Unfit, ValueError):
+            pass  # the call may do without
+        arguments = [_Argument(self, v) for v in inputs]
+        return call(node, arguments, shape, opset)
+
+    def _setting(self, value: onnx_ir.Value) -> str:
+        """A constant that says how an operator works: on the CPU, where it is looked at."""
+        value = self._real(value)
+        if tensor_of(value) is None:
+            return self._variable(value)
+        key = f"host {self._constant_key(value)}"
+        if key not in self.constants:
+            name = self.constants[key] = self._fresh()
+            self.lines.append(_Line(f"{name} = constants[{key!r}]", (name,)))
+        return self.constants[key]
 
     def _report(self, scope: _Scope) -> None:
         operators = ", ".join(n.op_type for n in scope.nodes if n.op_type != "Constant")
@@ -536,18 +567,37 @@ class _Writer:
                 self.remarks.append(Remark("skipped", scope.title, f"{what} is left to PyTorch: {reason}"))
 
     def _with_deletions(self) -> Iterable[str]:
-        """Lines, and after each what is not needed any more."""
+        """Lines that something needs, and after each what is not needed any more."""
+        written = {name for line in self.lines for name in line.writes}
+        live: set[str] = set()
+        kept: list[_Line] = []
+        for line in reversed(self.lines):
+            if line.writes and not live & set(line.writes):
+                continue
+            live |= line.names() & written
+            kept.append(line)
+        kept.reverse()
         last: dict[str, int] = {}
-        owned: set[str] = set()
-        for n, line in enumerate(self.lines):
-            for name in (*line.reads, *line.writes):
+        for n, line in enumerate(kept):
+            for name in line.names() & written:
                 last[name] = n
-            owned.update(line.writes)
-        for n, line in enumerate(self.lines):
+        sizes = set(self.bound.values())
+        for n, line in enumerate(kept[:-1]):
             yield line.text
-            dead = sorted(name for name in {*line.reads, *line.writes} if last[name] == n and name in owned)
-            if dead and n < len(self.lines) - 1:
+            dead = sorted(name for name in line.names() & written - sizes if last[name] == n)
+            if dead:
                 yield f"del {', '.join(dead)}"
+        yield kept[-1].text
+
+
+class _Argument:
+    """An input of a node, which gets a variable when its name is asked for."""
+
+    def __init__(self, writer: _Writer, value: onnx_ir.Value | None) -> None:
+        self._writer, self.value = writer, value
+
+    def __str__(self) -> str:
+        return "None" if self.value is None else self._writer._variable(self.value)
 
 
 _DULL = ("reshape", "transpose", "unsqueeze", "squeeze", "cast", "identity", "expand", "flatten", "slice")

@@ -3,72 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import onnx_ir
 
-from ....ir.graph import attribute, constant
+from ....ir.graph import attribute, rank
 
-VIEWS = frozenset(
-    "Reshape Flatten Squeeze Unsqueeze Transpose Identity Expand Slice Split".split()
-)
+VIEWS = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Expand", "Slice", "Split"])
 """Operators that PyTorch needs no copy for, most of the time."""
 
-Call = Callable[[onnx_ir.Node, Sequence[str], int], "str | None"]
+
+class Argument(Protocol):
+    """An input; its text is the variable that holds it, which is made when the text is asked for."""
+
+    value: onnx_ir.Value | None
 
 
-def _matmul(node: onnx_ir.Node, x: Sequence[str], opset: int) -> str | None:
+Call = Callable[[onnx_ir.Node, Sequence[Argument], "Sequence[str] | None", int], "str | None"]
+"""(node, inputs, sizes of the output if they are known, opset) to source."""
+
+
+def _matmul(node: onnx_ir.Node, x: Sequence[Argument], shape: Sequence[str] | None, opset: int) -> str | None:
     return f"torch.matmul({x[0]}, {x[1]})"
 
 
-def _gemm(node: onnx_ir.Node, x: Sequence[str], opset: int) -> str | None:
-    a = f"{x[0]}.T" if attribute(node, "transA", 0) else x[0]
-    b = f"{x[1]}.T" if attribute(node, "transB", 0) else x[1]
+def _gemm(node: onnx_ir.Node, x: Sequence[Argument], shape: Sequence[str] | None, opset: int) -> str | None:
+    a = f"{x[0]}.T" if attribute(node, "transA", 0) else str(x[0])
+    b = f"{x[1]}.T" if attribute(node, "transB", 0) else str(x[1])
     alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
-    if len(x) < 3 or x[2] == "None":
+    if len(x) < 3 or x[2].value is None:
         return f"torch.mm({a}, {b})" + ("" if alpha == 1 else f" * {alpha}")
     scales = ("" if beta == 1 else f", beta={beta}") + ("" if alpha == 1 else f", alpha={alpha}")
     return f"torch.addmm({x[2]}, {a}, {b}{scales})"
 
 
-def _conv(node: onnx_ir.Node, x: Sequence[str], opset: int) -> str | None:
-    weight = node.inputs[1]
-    if attribute(node, "auto_pad", "NOTSET") != "NOTSET" or weight is None or weight.shape is None:
+def _conv(node: onnx_ir.Node, x: Sequence[Argument], shape: Sequence[str] | None, opset: int) -> str | None:
+    dimensions = rank(x[1].value)
+    if attribute(node, "auto_pad", "NOTSET") != "NOTSET" or dimensions is None:
         return None
-    count = len(weight.shape) - 2
+    count = dimensions - 2
     pads = attribute(node, "pads", [0] * 2 * count)
     if pads[:count] != pads[count:] or count not in (1, 2, 3):
         return None
     settings = []
-    for name, word, default in (("strides", "stride", 1), ("dilations", "dilation", 1)):
-        given = attribute(node, name, [default] * count)
-        if any(n != default for n in given):
+    for name, word in (("strides", "stride"), ("dilations", "dilation")):
+        given = attribute(node, name, [1] * count)
+        if any(n != 1 for n in given):
             settings.append(f"{word}={tuple(given)}")
     if any(pads):
         settings.append(f"padding={tuple(pads[:count])}")
     if attribute(node, "group", 1) != 1:
         settings.append(f"groups={attribute(node, 'group', 1)}")
-    return f"torch.nn.functional.conv{count}d({', '.join([*x, *settings])})"
+    return f"torch.nn.functional.conv{count}d({', '.join([*map(str, x), *settings])})"
 
 
-def _transpose(node: onnx_ir.Node, x: Sequence[str], opset: int) -> str | None:
+def _transpose(node: onnx_ir.Node, x: Sequence[Argument], shape: Sequence[str] | None, opset: int) -> str | None:
     perm = attribute(node, "perm")
     return None if perm is None else f"{x[0]}.permute({', '.join(map(str, perm))})"
 
 
-def _unsqueeze(node: onnx_ir.Node, x: Sequence[str], opset: int) -> str | None:
-    axes = constant(node.inputs[1], limit=8) if len(node.inputs) > 1 else None
-    return f"{x[0]}.unsqueeze({int(axes.reshape(-1)[0])})" if axes is not None and axes.size == 1 else None
+def _reshape(node: onnx_ir.Node, x: Sequence[Argument], shape: Sequence[str] | None, opset: int) -> str | None:
+    return None if shape is None else f"{x[0]}.reshape({_sizes(shape)})"
 
 
-def _reshape(node: onnx_ir.Node, x: Sequence[str], opset: int) -> str | None:
-    shape = constant(node.inputs[1], limit=16)
-    if shape is None or (shape == 0).any():
-        return None
-    return f"{x[0]}.reshape({', '.join(str(int(n)) for n in shape)})"
+def _expand(node: onnx_ir.Node, x: Sequence[Argument], shape: Sequence[str] | None, opset: int) -> str | None:
+    return None if shape is None else f"{x[0]}.expand({_sizes(shape)})"
+
+
+def _sizes(shape: Sequence[str]) -> str:
+    return ", ".join(shape) if shape else "()"
+
+
+def _identity(node: onnx_ir.Node, x: Sequence[Argument], shape: Sequence[str] | None, opset: int) -> str | None:
+    return str(x[0])
 
 
 CALLS: dict[str, Call] = {
-    "MatMul": _matmul, "Gemm": _gemm, "Conv": _conv, "Transpose": _transpose, "Unsqueeze": _unsqueeze,
-    "Reshape": _reshape, "Identity": lambda node, x, opset: x[0],
+    "MatMul": _matmul, "Gemm": _gemm, "Conv": _conv, "Transpose": _transpose, "Identity": _identity,
+    "Expand": _expand, **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
 }  # fmt: skip
 """Source of the call by operator; None where the rule of the reference backend says it better."""

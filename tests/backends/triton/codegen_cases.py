@@ -202,9 +202,16 @@ def _cast() -> Any:
     return b.done(
         b.op("Cast", x, to=onnx_ir.DataType.INT64.value), b.op("Cast", x, to=onnx_ir.DataType.BOOL.value),
         b.op("Cast", n, to=onnx_ir.DataType.FLOAT.value), b.op("CastLike", n, x),
-        b.op("Cast", b.op("Cast", x, to=onnx_ir.DataType.BFLOAT16.value), to=onnx_ir.DataType.FLOAT.value),
         b.op("Cast", b.op("Greater", x, b.constant(0, np.float32)), to=onnx_ir.DataType.INT32.value),
     )  # fmt: skip
+
+
+# The interpreter cuts float32 to bfloat16, where a GPU rounds: a place in 2 to the power of 7.
+@case("Cast to bfloat16", tolerance=8e-3)
+def _cast_small() -> Any:
+    b = Build()
+    small = b.op("Cast", b.input(_random(3, 5)), to=onnx_ir.DataType.BFLOAT16.value)
+    return b.done(b.op("Cast", small, to=onnx_ir.DataType.FLOAT.value))
 
 
 @case("Dropout")
