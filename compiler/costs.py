@@ -17,8 +17,9 @@ from ..backends.onnxruntime.session import Session
 from ..backends.onnxruntime.writer import write
 from ..ir.graph import WORKING_OPSET
 from ..ir.rewrite import Editor
-from ..passes.base import Context, Zeros
+from ..passes.base import Context, Panels, Zeros
 from ..passes.quantize import Quantize, Scheme
+from ..passes.sparsify.compact import multiply
 from ..passes.sparsify.pattern import parse, select
 from ..passes.statistics import HISTOGRAM_BINS, Observer
 from .benchmark.machine import cores, cpu_model
@@ -50,7 +51,7 @@ class Costs:
                 found = json.loads(self._path.read_text(encoding="utf-8"))
                 self._table = {str(key): float(value) for key, value in found.items()}
 
-    def __call__(self, m: int, k: int, n: int, scheme: Scheme | Zeros | None) -> float:
+    def __call__(self, m: int, k: int, n: int, scheme: Scheme | Zeros | Panels | None) -> float:
         """Seconds of [m, k] times [k, n], the input's quantization included."""
         key = f"{self._machine}: {m} x {k} x {n}, {scheme or 'float32'}"
         if key not in self._table:
@@ -67,7 +68,7 @@ class Costs:
             part.write_text(json.dumps(self._table, indent=1), encoding="utf-8")
             part.replace(self._path)
 
-    def _measure(self, m: int, k: int, n: int, scheme: Scheme | Zeros | None) -> float:
+    def _measure(self, m: int, k: int, n: int, scheme: Scheme | Zeros | Panels | None) -> float:
         copies = max(1, min(_COPIES, _COLD // (4 * k * n)))
         path = self._scratch / "cost.onnx"
         write(_products(k, n, copies, scheme), path, overwrite=True)
@@ -87,7 +88,7 @@ class Costs:
         return min(taken) / copies
 
 
-def _products(k: int, n: int, copies: int, scheme: Scheme | Zeros | None) -> onnx_ir.Model:
+def _products(k: int, n: int, copies: int, scheme: Scheme | Zeros | Panels | None) -> onnx_ir.Model:
     """A graph of products of one input by several weights, lowered; the sum of each is an output."""
     graph = onnx_ir.Model(
         onnx_ir.Graph([], [], nodes=[], opset_imports={"": WORKING_OPSET}, name="cost"), ir_version=10
@@ -102,17 +103,29 @@ def _products(k: int, n: int, copies: int, scheme: Scheme | Zeros | None) -> onn
         scheme = None
     for index in range(copies):
         # Different weights of one set of numbers, and for each an input of its own, so that none is quantized for two.
-        weight = edit.initializer(np.roll(weights, index, axis=0), f"w{index}")
-        turned = edit.op("Transpose", [weight], {"perm": [1, 0]})
         factor = edit.initializer(np.asarray(1 + index / 8, np.float32), "factor")
         own = edit.op("Mul", [x, factor]) if copies > 1 else x
-        y = edit.op("MatMul", [own, turned], dtype=onnx_ir.DataType.FLOAT, shape=["tokens", n], hint=f"p{index}")
+        if isinstance(scheme, Panels):
+            y = _divided(edit, own, scheme, np.roll(weights, index, axis=0))
+        else:
+            weight = edit.initializer(np.roll(weights, index, axis=0), f"w{index}")
+            turned = edit.op("Transpose", [weight], {"perm": [1, 0]})
+            y = edit.op("MatMul", [own, turned], dtype=onnx_ir.DataType.FLOAT, shape=["tokens", n], hint=f"p{index}")
         graph.graph.outputs.append(y)
-    if scheme is not None:
+    if isinstance(scheme, Scheme):
         pass_ = Quantize(scheme="w8a16", method="rtn", overrides=[("*", scheme)])
         pass_.run(graph, Context(observe=_normal))
     lower(graph)
     return graph
+
+
+def _divided(edit: Editor, x: onnx_ir.Value, panels: Panels, weights: Array) -> onnx_ir.Value:
+    """A product by [n, k] weights in panels, each of channels drawn at random."""
+    generator = np.random.default_rng(0)
+    parts = np.split(weights, panels.count)
+    channels = [np.sort(generator.permutation(weights.shape[1])[: panels.kept]) for _ in parts]
+    turned = [np.ascontiguousarray(part[:, kept].T) for part, kept in zip(parts, channels, strict=True)]
+    return multiply(edit, x, channels, [edit.initializer(part, "panel") for part in turned])
 
 
 def _normal(values: Sequence[onnx_ir.Value], observer: Observer) -> dict[str, Array]:

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from .smooth.salient import ScaleSalientChannels as ScaleSalientChannels
     from .smooth.smoothquant import SmoothQuant as SmoothQuant
     from .smooth.suppress import SuppressOutliers as SuppressOutliers
+    from .sparsify.compact import CompactZeros as CompactZeros
     from .sparsify.prune import Prune as Prune
 
 _HOME = {
     "Canonicalize": ".canonicalize.canonicalize",
+    "CompactZeros": ".sparsify.compact",
     "CompensateLowRank": ".quantize.compensate",
     "Context": ".base",
     "Distill": ".distill.distill",
@@ -64,6 +66,7 @@ _HOME = {
 
 __all__ = [
     "Canonicalize",
+    "CompactZeros",
     "CompensateLowRank",
     "Context",
     "Distill",

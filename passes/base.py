@@ -17,8 +17,8 @@ from ..ir.remarks import Remark
 from .statistics import Observer
 
 Cost = Callable[[int, int, int, Any], float]
-"""Seconds of a product of [M, K] and [K, N] on the machine at hand: by a scheme, in float32 with :class:`Zeros`, or in
-float32 if that is None."""
+"""Seconds of a product of [M, K] and [K, N] on the machine at hand: by a scheme, in float32 with :class:`Zeros` or in
+:class:`Panels`, or in float32 if that is None."""
 Trial = Callable[[Callable[[Graph], None]], float]
 """What a change of the graph, made to a copy of it, costs on calibration inputs: the divergence of next-token
 distributions in nats for a language model, else the relative squared error of the first output."""
@@ -50,6 +50,22 @@ class Zeros:
 
     def __str__(self) -> str:
         return f"float32 with {self.share:.0%} zeros {self.pattern}"
+
+
+@dataclass(frozen=True)
+class Panels:
+    """A float product divided by stretches of output channels, as something that can be measured.
+
+    Attributes:
+        count: stretches.
+        kept: how many input channels each needs.
+    """
+
+    count: int
+    kept: int
+
+    def __str__(self) -> str:
+        return f"float32 in {self.count} panels of {self.kept} channels"
 
 
 @dataclass(frozen=True)
@@ -106,6 +122,7 @@ class CodeTraining:
     rate: float
     scale_rate: float
     float_rate: float
+    hidden: float
     precision: str
     seed: int
 

@@ -37,6 +37,7 @@ PASSES: dict[str, Entry] = {
     "suppress_outliers": Entry(".smooth.suppress", "SuppressOutliers"),
     "scale_salient_channels": Entry(".smooth.salient", "ScaleSalientChannels"),
     "prune": Entry(".sparsify.prune", "Prune"),
+    "compact_zeros": Entry(".sparsify.compact", "CompactZeros"),
     "quantize": Entry(".quantize.weights", "Quantize"),
     "learn_codes": Entry(".quantize.learn_codes", "LearnCodes"),
     "compensate_low_rank": Entry(".quantize.compensate", "CompensateLowRank"),
