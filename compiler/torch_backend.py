@@ -13,7 +13,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,19 @@ import torch
 from ..backends.onnxruntime.lower import lower
 from ..backends.onnxruntime.session import Session
 from ..backends.onnxruntime.writer import write
-from ..frontends.torch_export.dynamo import Captured, import_captured
-from ..ir.errors import BurnishError, OptionError, nearest
+from ..frontends.torch_export.dynamo import Captured, Traced, import_traced, trace_captured
+from ..frontends.torch_export.sharing import Plan, divide
+from ..ir.errors import BurnishError, OptionError, UnsupportedError, nearest
 from ..passes.base import Context
 from ..passes.presets import PRESETS
 from ..passes.spec import Passes, check_order, implied, parse
 from .measure import node_count
 from .pipeline import run_passes
+from .torch_constants import Constants
+from .torch_report import GraphReport, reports
 
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 """Torch's own modes: there is one way to run, so they all mean the same."""
-_SAMPLE = 8
-"""Numbers of each constant that a fingerprint looks at."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Options:
         passes: a preset, specification or list of passes.
         max_compilations: how often one captured graph is compiled, the first time included, before it runs eagerly.
         fingerprint_every: calls between two looks at the numbers of the constants; 0 for never.
-        threads: of the session; ONNX Runtime's own choice if None.
+        threads: of the session; as many as the process may use if None.
+        fallback: whether a graph that cannot be compiled runs eagerly; an error if not.
 
     Raises:
         OptionError: a value that makes no sense.
@@ -55,58 +57,26 @@ class Options:
     max_compilations: int = 16
     fingerprint_every: int = 100
     threads: int | None = None
+    fallback: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (("max_compilations", 1), ("fingerprint_every", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise OptionError(f"{name}={value!r} is not a number from {least}", where="options=")
+        if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
+            raise OptionError(f"threads={self.threads!r} is not a number of threads", where="options=")
+        if not isinstance(self.fallback, bool):
+            raise OptionError(f"fallback={self.fallback!r} is neither True nor False", where="options=")
         check_order(implied(parse(self.passes)))
-
-
-@dataclass
-class GraphReport:
-    """What became of one captured graph.
-
-    Attributes:
-        nodes: operators that TorchDynamo captured.
-        operators: nodes of the graph that runs; 0 if it runs eagerly.
-        compilations: how often it was compiled.
-        seconds: spent on that.
-        calls: how often it ran.
-        eager: why it runs eagerly, or None.
-        recompiled: why it was compiled again, each time.
-    """
-
-    nodes: int
-    operators: int = 0
-    compilations: int = 0
-    seconds: float = 0.0
-    calls: int = 0
-    eager: str | None = None
-    recompiled: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        how = f"eager: {self.eager}" if self.eager else f"{self.operators} nodes on ONNX Runtime"
-        again = f", again because {'; '.join(self.recompiled)}" if self.recompiled else ""
-        took = f"{self.compilations} compilations in {self.seconds:.2f} s"
-        return f"{self.nodes} operators captured, {how}; {took}{again}; {self.calls} calls"
-
-
-class _Graphs(list[GraphReport]):
-    """Reports, a line each when printed."""
-
-    def __str__(self) -> str:
-        return "\n".join(f"graph {index}: {one}" for index, one in enumerate(self)) or "nothing was compiled"
-
-
-_reports = _Graphs()
-_epoch = 0
 
 
 def torch_report() -> list[GraphReport]:
     """What became of the graphs that ``torch.compile`` gave to Burnish in this process; print it for a line a graph."""
-    return _reports
+    return reports
+
+
+_epoch = 0
 
 
 def refresh() -> None:
@@ -153,13 +123,16 @@ class _Compiled:
 
     def __init__(self, module: torch.fx.GraphModule, inputs: Sequence[Any], settings: Options) -> None:
         self._module, self._settings = module, settings
-        self.report = GraphReport(sum(node.op.startswith("call") for node in module.graph.nodes))
-        _reports.append(self.report)
+        count = sum(node.op.startswith("call") for node in module.graph.nodes)
+        self.report = GraphReport(count, name=_origin(module))
+        reports.append(self.report)
+        self._plan: Plan | None = None
+        self._traced: Traced | None = None
         self._captured: Captured | None = None
         self._session: Session | None = None
-        self._state: tuple[Any, ...] = ()
-        self._sample: list[Any] = []
+        self._constants = Constants(settings.fingerprint_every)
         self._epoch = _epoch
+        self._warned = False
         reason = _obstacle(inputs)
         if reason is not None:
             self._give_up(reason)
@@ -168,86 +141,101 @@ class _Compiled:
 
     def __call__(self, *args: Any) -> Any:
         self.report.calls += 1
-        if self._session is not None and (why := self._stale(args)) is not None:
+        if self._captured is not None and (why := self._stale(args)) is not None:
             self.report.recompiled.append(why)
             self._compile(args)
-        if self._session is None or self._captured is None:
-            return self._module(*args)
-        try:
-            outputs = self._run(self._session, self._captured, args)
-        except BurnishError as error:
-            self._give_up(error.what)
+        if self._captured is None or self._plan is None:
             return self._module(*args)
         captured = self._captured
+        if captured.written and (why := _overlap(args, captured.written)) is not None:
+            return self._this_time(why, args)
+        try:
+            outputs = self._run(captured, args)
+        except Exception as error:  # nothing was written yet: torch can still do it
+            self._give_up(error.what if isinstance(error, BurnishError) else f"{type(error).__name__}: {_first(error)}")
+            return self._module(*args)
         for position, output in zip(captured.written, outputs, strict=False):
             args[position].copy_(output)
-        return [outputs[index] if index is not None else constant for index, constant in captured.results]
+        results = [outputs[index] if index is not None else constant for index, constant in captured.results]
+        return self._plan.rebuild(args, results) if self._plan.rebuild is not None else results
 
-    def _run(self, session: Session, captured: Captured, args: Sequence[Any]) -> list[Any]:
-        names = [spec.name for spec in session.inputs]
-        feeds = {f"input_{i}": args[i].detach().contiguous() for i in captured.inputs if f"input_{i}" in names}
-        outputs = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in session.run(feeds)]
+    def _run(self, captured: Captured, args: Sequence[Any]) -> list[Any]:
+        if self._session is None:  # only views and constants
+            return []
+        feeds = {name: args[i] for i, name in self._feeds}
+        outputs = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in self._session.run(feeds)]
+        if not captured.numbers:
+            return outputs
         return [v.item() if index in captured.numbers else v for index, v in enumerate(outputs)]
 
     def _compile(self, inputs: Sequence[Any]) -> None:
-        self._session = None
+        self._session = self._captured = None
         if self.report.compilations >= self._settings.max_compilations:
             self._give_up(f"it was compiled {self.report.compilations} times (max_compilations)")
             return
         start = time.perf_counter()
-        folder = tempfile.mkdtemp(prefix="burnish-torch-")
         try:
-            captured = import_captured(self._module, inputs)
-            run_passes(captured.graph, implied(parse(self._settings.passes)), Context(), [])
-            lower(captured.graph)
-            path = Path(folder) / "model.onnx"
-            write(captured.graph, path)
-            session = Session(path, threads=self._settings.threads)
+            if self._traced is None:
+                self._plan = divide(self._module)
+                self._traced = trace_captured(self._plan.module, inputs)
+            captured = import_traced(self._traced, inputs, self._constants.varying)
+            if captured.written and (why := _overlap(inputs, captured.written)) is not None:
+                raise UnsupportedError(why)
+            session = None
+            if captured.graph.graph.outputs:
+                session = self._session_of(captured)
         except Exception as error:  # what cannot be compiled runs eagerly, whatever the reason
-            reason = error.what if isinstance(error, BurnishError) else f"{type(error).__name__}: {_first(error)}"
-            self._give_up(reason)
-            shutil.rmtree(folder, ignore_errors=True)
+            self._give_up(error.what if isinstance(error, BurnishError) else f"{type(error).__name__}: {_first(error)}")
             return
         finally:
             self.report.compilations += 1
             self.report.seconds += time.perf_counter() - start
+        self._captured, self._session, self._epoch = captured, session, _epoch
+        self.report.apart = self._traced.apart
+        self.report.operators = node_count(captured.graph) if session is not None else 0
+        names = set() if session is None else {spec.name for spec in session.inputs}
+        self._feeds = [(i, f"input_{i}") for i in captured.inputs if f"input_{i}" in names]
+        self._constants.remember(captured.constants, inputs)
+
+    def _session_of(self, captured: Captured) -> Session:
+        run_passes(captured.graph, implied(parse(self._settings.passes)), Context(), [])
+        lower(captured.graph)
+        folder = tempfile.mkdtemp(prefix="burnish-torch-")
+        try:
+            path = Path(folder) / "model.onnx"
+            write(captured.graph, path)
+            session = Session(path, threads=self._settings.threads)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         # The runtime maps the weights of a large file: it stays as long as the session.
         weakref.finalize(session, shutil.rmtree, folder, True)
-        self._captured, self._session, self._epoch = captured, session, _epoch
-        self.report.operators = node_count(captured.graph)
-        self._state = self._identity(inputs)
-        self._sample = self._fingerprint(inputs)
+        return session
 
     def _give_up(self, reason: str) -> None:
-        self._session = None
+        self._session = self._captured = None
         self.report.eager = reason
+        if not self._settings.fallback:
+            raise UnsupportedError(
+                f"a graph of torch.compile cannot be compiled: {reason}",
+                where=self.report.name or "torch.compile",
+                fix='change the model, or leave out options={"fallback": False} to have it run eagerly',
+            )
         warnings.warn(f"burnish: a graph of torch.compile runs eagerly: {reason}", UserWarning, stacklevel=3)
+
+    def _this_time(self, why: str, args: Sequence[Any]) -> Any:
+        """Run eagerly what these arguments do not allow to run otherwise."""
+        self.report.eager_calls += 1
+        self.report.why = why
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"burnish: a call of a compiled graph runs eagerly: {why}", UserWarning, stacklevel=3)
+        return self._module(*args)
 
     def _stale(self, args: Sequence[Any]) -> str | None:
         if self._epoch != _epoch:
             return "refresh() was called"
-        if self._identity(args) != self._state:
-            return "a parameter or buffer was changed"
-        every = self._settings.fingerprint_every
-        if every and self.report.calls % every == 0 and self._fingerprint(args) != self._sample:
-            return "a parameter or buffer was written to through .data"
-        return None
-
-    def _identity(self, args: Sequence[Any]) -> tuple[Any, ...]:
-        assert self._captured is not None
-        return tuple((args[i].data_ptr(), args[i]._version) for i in self._captured.constants)
-
-    def _fingerprint(self, args: Sequence[Any]) -> list[Any]:
-        assert self._captured is not None
-        found = []
-        for i in self._captured.constants:
-            tensor = args[i].detach()
-            if tensor.numel():
-                places = np.linspace(0, tensor.numel() - 1, _SAMPLE).astype(int).tolist()
-                flat = tensor.view(-1) if tensor.is_contiguous() else tensor.flatten()
-                found.append(flat[places].tolist())
-        # NaN is not equal to itself.
-        return [[str(number) for number in row] for row in found]
+        return self._constants.changed(args, self.report.calls)
 
 
 def _obstacle(inputs: Sequence[Any]) -> str | None:
@@ -259,7 +247,41 @@ def _obstacle(inputs: Sequence[Any]) -> str | None:
             "or set requires_grad_(False) on its parameters"
         )
     devices = {str(tensor.device) for tensor in tensors} - {"cpu"}
-    return f"its tensors are on {', '.join(sorted(devices))}, not on the CPU" if devices else None
+    if devices:
+        return f"its tensors are on {', '.join(sorted(devices))}, not on the CPU"
+    for tensor in tensors:
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+            return f"it takes a {type(tensor).__name__}, a tensor of a kind of its own"
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            return (
+                f"it takes a tensor of layout {tensor.layout}"
+                if not tensor.is_quantized
+                else "it takes a quantized tensor"
+            )
+        if tensor.is_complex():
+            return "it takes complex numbers, which have no kernels in ONNX Runtime"
+    return None
+
+
+def _overlap(args: Sequence[Any], written: Sequence[int]) -> str | None:
+    """Why arguments cannot be written to after the run: another one shares their memory."""
+    targets = {args[i].untyped_storage().data_ptr() for i in written if args[i].numel()}
+    places = [value.untyped_storage().data_ptr() for value in args if isinstance(value, torch.Tensor) and value.numel()]
+    if sum(place in targets for place in places) > len(targets) or len(targets) < sum(
+        bool(args[i].numel()) for i in set(written)
+    ):
+        return "it writes into an argument that shares memory with another one"
+    return None
+
+
+def _origin(module: torch.fx.GraphModule) -> str:
+    """Name of the module or function that a graph was captured from, as far as its nodes tell."""
+    for node in module.graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if stack:
+            kind = next(iter(stack.values()))[1]
+            return str(getattr(kind, "__name__", kind)).rsplit(".", 1)[-1]
+    return ""
 
 
 def _first(error: Exception) -> str:

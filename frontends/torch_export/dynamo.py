@@ -6,7 +6,7 @@ A captured graph takes parameters as inputs like any other, and the sizes of its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -52,25 +52,59 @@ class _Importer(Importer):
             super()._placeholder(node, spec, names)
 
 
-def import_captured(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Captured:
-    """Import a graph that TorchDynamo captured.
+@dataclass(frozen=True)
+class Traced:
+    """A captured graph in ATen operators, without the values of its constants.
+
+    Attributes:
+        module: takes ``held`` before the arguments of the call; gives what is written back, then the results.
+        held: tensors that the graph itself holds.
+        static: positions of parameters and buffers among the arguments.
+        written: positions of the arguments that the first outputs are written into.
+        apart: operators without a rule that PyTorch's decompositions were taken for.
+    """
+
+    module: torch.fx.GraphModule
+    held: tuple[torch.Tensor, ...]
+    static: tuple[int, ...]
+    written: tuple[int, ...]
+    apart: tuple[str, ...]
+
+
+def trace_captured(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Traced:
+    """Trace a graph that TorchDynamo captured, in its backend: sizes are symbolic only there.
 
     Args:
         module: the graph.
         inputs: its arguments: tensors and sizes.
 
     Raises:
-        UnsupportedError: no rule translates one of its operators, or a case that a rule does not cover.
+        UnsupportedError: no rule translates one of its operators.
     """
-    static = _static(module, inputs)
+    static = tuple(_static(module, inputs))
     traced, signature = _trace(module, inputs)
     if signature.parameters or signature.buffers:
         raise UnsupportedError("the captured graph holds parameters of its own", where=type(module).__name__)
     user = [node for node in traced.graph.nodes if node.op == "placeholder"]
     place = {node.name: index for index, node in enumerate(user)}
     written = tuple(place[name] for name in signature.user_inputs_to_mutate.values())
-    constants = tuple(i for i in static if i not in written)
-    traced, held = _translatable(traced, inputs)
+    traced, held, apart = _translatable(traced, inputs)
+    return Traced(traced, tuple(held), static, written, apart)
+
+
+def import_traced(graph: Traced, inputs: Sequence[Any], varying: Collection[int] = ()) -> Captured:
+    """Import a graph with the constants as they are now.
+
+    Args:
+        graph: the graph.
+        inputs: arguments of the call; only the constants among them matter.
+        varying: positions of parameters and buffers that are inputs all the same.
+
+    Raises:
+        UnsupportedError: a case that a rule does not cover.
+    """
+    traced, held, written = graph.module, graph.held, graph.written
+    constants = tuple(i for i in graph.static if i not in written and i not in varying)
     placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
     user = placeholders[len(held) :]
     fixed = {node.name: tensor for node, tensor in zip(placeholders, held, strict=False)}
@@ -99,7 +133,7 @@ def import_captured(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Capt
     fed = tuple(i for i, value in enumerate(inputs) if isinstance(value, torch.Tensor) and i not in constants)
     symbols = {symbol: str(symbol) for node in user for symbol in _symbols(node)}
     made = [index for index, node in enumerate(outputs) if _is_output(node)]
-    graph = _Importer(program, symbols).run([f"input_{i}" for i in fed], [f"output_{i}" for i in made])
+    result = _Importer(program, symbols).run([f"input_{i}" for i in fed], [f"output_{i}" for i in made])
     order = {index: at for at, index in enumerate(made)}
     results = tuple(
         (order[index], None) if index in order else (None, node)
@@ -107,7 +141,7 @@ def import_captured(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Capt
         if index >= len(written)
     )
     numbers = frozenset(order[i] for i in made if not isinstance(outputs[i].meta["val"], torch.Tensor))
-    return Captured(graph, fed, constants, written, results, numbers)
+    return Captured(result, fed, constants, written, results, numbers)
 
 
 def _trace(module: torch.nn.Module, inputs: Sequence[Any]) -> tuple[torch.fx.GraphModule, Any]:
@@ -124,8 +158,9 @@ def _trace(module: torch.nn.Module, inputs: Sequence[Any]) -> tuple[torch.fx.Gra
 
 def _translatable(
     traced: torch.fx.GraphModule, inputs: Sequence[Any]
-) -> tuple[torch.fx.GraphModule, list[torch.Tensor]]:
-    """The graph with operators that no rule translates taken apart, and constants that it takes before its inputs."""
+) -> tuple[torch.fx.GraphModule, list[torch.Tensor], tuple[str, ...]]:
+    """The graph with operators that no rule translates taken apart, constants that it takes before its inputs, and
+    the names of these operators."""
     held = _lift(traced)
     first = untranslated(traced)
     tried: Table = {}
@@ -137,7 +172,7 @@ def _translatable(
         tried |= table
         traced, _ = _trace(Apart(traced, table), [*held, *inputs])
         held = [*_lift(traced), *held]
-    return traced, held
+    return traced, held, tuple(map(str, first))
 
 
 def _static(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> list[int]:
