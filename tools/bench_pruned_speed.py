@@ -1,26 +1,31 @@
-"""What removed structures save on ONNX Runtime: prompts of SmolLM2 at 10, 20 and 30 %, MiniLM at 20
-and 40 % of its arithmetic (its embeddings, half of its weights, cannot go).
+"""What removed structures save on ONNX Runtime: prompts of SmolLM2 at 10, 20 and 30 % of its parameters, MiniLM at 20
+and 40 % of its arithmetic (its embeddings, half of its weights, cannot go), and SmolLM2 pruned and rounded to 4 bits.
 
-Speed of all in one run, a process a side; the cosine of MiniLM's embeddings on sentences that nothing was calibrated
-on. The ideal is a time that falls as the removed share of the weights. Writes ``benchmarks/pruned_speed.json`` and the
-tables of ``docs/pruning.md``.
+``--compress`` makes the models and compares MiniLM's embeddings of sentences that nothing was calibrated on; ``--time``
+looks whether the files are what they should be, and measures all of a model in one run, a process a side. The ideal is
+a time that falls as the removed share. Writes ``benchmarks/pruned_speed.json`` and the tables of ``docs/pruning.md``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from ..compiler.api import export
-from ..compiler.benchmark import Scenario, Side, prefill
+from ..compiler.benchmark import Scenario, Side, decode, prefill
 from ..compiler.benchmark.machine import describe_machine
+from ..compiler.benchmark.onnx_side import find_model
 from .bench_eight_bits import Encoder, embeddings, measure_sides
-from .bench_results import Check, fill, write_results
+from .bench_results import Check, fill, machine_line, write_results
 from .fetch import model_path
 from .recipe_rows import ROOT
 from .text import calibration_text, load_tokenizer, windows
@@ -42,7 +47,19 @@ ENCODERS: dict[str, str] = {FLOAT: "default"} | {
 DECODERS: dict[str, str] = {FLOAT: "default"} | {
     f"{share} %": f"prune_structures(ratio={share / 100})" for share in (10, 20, 30)
 }
-"""SmolLM2's recipes."""
+"""SmolLM2's recipes that are timed on prompts."""
+COMPOSED: dict[str, str] = {
+    FLOAT: "default",
+    "20 %": DECODERS["20 %"],
+    "4 bits": "rotate,quantize",
+    "20 %, 4 bits": f"{DECODERS['20 %']},rotate,quantize",
+}
+"""SmolLM2's recipes that are timed on prompts and on tokens: what each step does alone, and all in one."""
+SEQUENCES = 4
+"""Of 512 tokens that SmolLM2's models are made with: few, for what counts here is the shapes. How good they are with
+more is in the tables of :mod:`.bench_sparsity`."""
+LEAST = 0.8
+"""Share of the ideal speed-up that is asked for."""
 
 
 def efficiency(time_ratio: float, removed: float) -> float:
@@ -50,106 +67,233 @@ def efficiency(time_ratio: float, removed: float) -> float:
     return (1 - removed) / time_ratio
 
 
-def encoders(work: Path, rounds: int, checks: list[Check]) -> dict[str, Any]:
-    """MiniLM: cosine and time of 8 x 128."""
+def file_facts(path: Path) -> dict[str, Any]:
+    """Operators and weights of a file that ``onnx.checker`` has accepted.
+
+    Raises:
+        onnx.checker.ValidationError: it has not.
+    """
+    file = find_model(path)
+    onnx.checker.check_model(str(file))
+    model = onnx.load(str(file), load_external_data=False)
+    weights = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
+    return {"operators": dict(sorted(Counter(node.op_type for node in model.graph.node).items())), "weights": weights}
+
+
+def compress_encoders(work: Path) -> dict[str, Any]:
+    """Make MiniLM's models; their cosine with float32."""
     encoder = Encoder()
-    sides, cosine, weights = [], dict[str, float](), dict[str, int]()
+    cosine = dict[str, float]()
     expected: np.ndarray[Any, Any] | None = None
-    for number, (name, passes) in enumerate(ENCODERS.items()):
-        folder = work / f"minilm-pruned-{number}"
+    for name, passes in ENCODERS.items():
+        folder = folder_of(work, "minilm", name)
         calibration = None if name == FLOAT or "magnitude" in name else encoder.calibration(128)
-        report = export(
-            model_path("minilm"), folder, passes=passes, calibration=calibration, overwrite=True, verify="off"
-        )
+        export(model_path("minilm"), folder, passes=passes, calibration=calibration, overwrite=True, verify="off")
         found = embeddings(folder, encoder)
         expected = found if expected is None else expected
         cosine[name] = float((found * expected).sum(axis=1).mean())
-        weights[name] = report.weight_bytes // 4
-        if name == FLOAT or name.endswith("%"):
-            sides.append(Side(name, str(folder)))
         print(f"MiniLM {name}: cosine {cosine[name]:.4f}", flush=True)
+    return {"cosine": cosine}
+
+
+def compress_decoders(work: Path) -> dict[str, Any]:
+    """Make SmolLM2's models; their sizes in bytes."""
+    tokens = windows(load_tokenizer(model_path("smollm2")), calibration_text(), SEQUENCES)
+    sizes = {}
+    for name, passes in {**DECODERS, **COMPOSED}.items():
+        calibration = None if name == FLOAT else [{"input_ids": row[None]} for row in tokens]
+        folder = folder_of(work, "smollm2", name)
+        report = export(
+            model_path("smollm2"), folder, passes=passes, calibration=calibration, overwrite=True, verify="off"
+        )
+        sizes[name] = report.weight_bytes
+        print(f"SmolLM2 {name}: {sizes[name] / 1e6:.1f} MB", flush=True)
+    return {"bytes": sizes}
+
+
+def folder_of(work: Path, model: str, name: str) -> Path:
+    """Where a model is."""
+    names = [*ENCODERS] if model == "minilm" else [*DECODERS, *COMPOSED]
+    return work / f"{model}-pruned-{names.index(name)}"
+
+
+def encoders(work: Path, rounds: int) -> dict[str, Any]:
+    """MiniLM: time of 8 x 128."""
     generator = np.random.default_rng(0)
     inputs = {
         "input_ids": generator.integers(1000, 30000, (8, 128)),
         "attention_mask": np.ones((8, 128), np.int64),
         "token_type_ids": np.zeros((8, 128), np.int64),
     }
-    result = measure_sides(sides, [Scenario("call", "run")], rounds, inputs)
+    timed = [name for name in ENCODERS if name == FLOAT or name.endswith("%")]
+    sides = [Side(name, str(folder_of(work, "minilm", name))) for name in timed]
+    facts = {side.name: file_facts(Path(side.source)) for side in sides}
+    return measure_sides(sides, [Scenario("call", "run")], rounds, inputs).to_json() | {"files": facts}
+
+
+def decoders(work: Path, rounds: int) -> dict[str, Any]:
+    """SmolLM2: time of prompts."""
+    sides = [Side(name, str(folder_of(work, "smollm2", name))) for name in DECODERS]
+    facts = {side.name: file_facts(Path(side.source)) for side in sides}
+    return measure_sides(sides, [prefill(128), prefill(512)], rounds, None).to_json() | {"files": facts}
+
+
+def composed(work: Path, rounds: int) -> dict[str, Any]:
+    """SmolLM2 pruned, rounded, and both: time of prompts and of tokens."""
+    sides = [Side(name, str(folder_of(work, "smollm2", name))) for name in COMPOSED]
+    return measure_sides(sides, [prefill(128), decode(128, 32)], rounds, None).to_json()
+
+
+COMPRESS = {"minilm": compress_encoders, "smollm2": compress_decoders}
+PARTS = {"minilm": encoders, "smollm2": decoders, "composed": composed}
+
+
+def checks(results: Mapping[str, Any]) -> list[Check]:
+    """Limits on what was measured."""
+    found: list[Check] = []
+
+    def speed(title: str, timing: Mapping[str, Any], share: int) -> None:
+        reached = efficiency(timing["ratio"], share / 100)
+        found.append(Check(f"{title}: ideal against measured speed-up", 1 / reached, 1 / LEAST, "×"))
+
+    for scenario, sides in results.get("smollm2", {}).get("scenarios", {}).items():
+        for share in (10, 20, 30):
+            speed(f"SmolLM2 {share} %, {scenario}", sides[f"{share} %"], share)
     for share in (20, 40):
         name = f"{share} %"
-        ratio = result.ratio("call", name)
-        removed = share / 100
-        checks.append(
-            Check(f"MiniLM {share} %: ideal against measured speed-up", 1 / efficiency(ratio, removed), 1.25, "×")
-        )
-        checks.append(
-            Check(
-                f"MiniLM {share} %: 1 - cosine against FLAP's",
-                (1 - cosine[name]) / (1 - cosine[f"{name} FLAP"]),
-                1,
-                "×",
-            )
-        )
-        checks.append(
-            Check(f"MiniLM {share} %: 1 - cosine with recovery against without",
-                  (1 - cosine[f"{name} + distillation"]) / (1 - cosine[name]), 1, "×")
-        )  # fmt: skip
-    return result.to_json() | {"cosine": cosine, "weights": weights}
+        if "minilm" in results:
+            speed(f"MiniLM {name}", results["minilm"]["scenarios"]["call"][name], share)
+        if "cosine" in results:
+            lost = {way: 1 - results["cosine"][f"{name}{way}"] for way in _ENCODER_WAYS}
+            for what, way, other in (("FLAP", " FLAP", " magnitude"), ("default", "", " FLAP"),
+                                     ("recovery", " + distillation", "")):  # fmt: skip
+                title = f"MiniLM {name}: 1 - cosine, {what} against{other or ' without'}"
+                found.append(Check(title, lost[way] / lost[other], 1, "×"))
+    for model in ("smollm2", "minilm"):
+        files = results.get(model, {}).get("files", {})
+        for name, facts in files.items():
+            if name != FLOAT:
+                more = Counter(facts["operators"]) - Counter(files[FLOAT]["operators"])
+                found.append(Check(f"{model} {name}: operators that float32 has not", sum(more.values()), 0, ""))
+    return found
 
 
-def decoders(work: Path, rounds: int, checks: list[Check]) -> dict[str, Any]:
-    """SmolLM2: time of prompts; few calibration inputs, for shapes are what counts here."""
-    encode = load_tokenizer(model_path("smollm2"))
-    calibration = [{"input_ids": row[None]} for row in windows(encode, calibration_text(), 8)]
-    sides = []
-    for number, (name, passes) in enumerate(DECODERS.items()):
-        folder = work / f"smollm2-pruned-{number}"
-        export(model_path("smollm2"), folder, passes=passes, overwrite=True, verify="off",
-               calibration=None if name == FLOAT else calibration)  # fmt: skip
-        sides.append(Side(name, str(folder)))
-    scenarios = [prefill(128), prefill(512)]
-    result = measure_sides(sides, scenarios, rounds, None)
-    for name in list(DECODERS)[1:]:
-        removed = int(name.split()[0]) / 100
-        for scenario in scenarios:
-            found = efficiency(result.ratio(scenario.name, name), removed)
-            checks.append(
-                Check(f"SmolLM2 {name}: ideal against measured speed-up, {scenario.name}", 1 / found, 1.25, "×")
-            )
-    return result.to_json()
-
-
-def tables(results: Mapping[str, Any]) -> dict[str, str]:
+def tables(results: Mapping[str, Any], loss: Mapping[str, float]) -> dict[str, str]:
     """The blocks of the page."""
-    lines = ["| | time | against float32 |", "|---|---:|---:|"]
+    lines = ["| | time | against float32 | of the ideal speed-up |", "|---|---:|---:|---:|"]
     for model, name in (("smollm2", "SmolLM2"), ("minilm", "MiniLM")):
-        for scenario, sides in results[model]["scenarios"].items():
+        for scenario, sides in results.get(model, {}).get("scenarios", {}).items():
             for side, timing in sides.items():
-                lines.append(f"| {name}, {scenario}: {side} | {timing['median_ms']:.1f} ms | {timing['ratio']:.2f}× |")
-    cosine = results["minilm"]["cosine"]
-    rows = ["| MiniLM | mean cosine with float32, 200 sentences |", "|---|---:|"]
-    rows += [f"| {name} | {value:.4f} |" for name, value in cosine.items()]
-    return {"speed": "\n".join(lines), "encoder": "\n".join(rows)}
+                share = "" if side == FLOAT else f"{efficiency(timing['ratio'], int(side.split()[0]) / 100):.2f}"
+                lines.append(
+                    f"| {name}, {scenario}: {side} | {timing['median_ms']:.1f} ms ± {timing['iqr_ms']:.1f} | "
+                    f"{timing['ratio']:.2f}× | {share} |"
+                )
+    blocks = {"speed": "\n".join([*lines, "", machine_line(results)])}
+    if "composed" in results:
+        blocks["composition"] = composition(results, loss)
+    if "cosine" in results:
+        rows = ["| MiniLM | mean cosine with float32, 200 sentences |", "|---|---:|"]
+        rows += [f"| {name} | {value:.4f} |" for name, value in results["cosine"].items()]
+        blocks["encoder"] = "\n".join(rows)
+    return blocks
+
+
+ACCURACY = {
+    FLOAT: FLOAT,
+    "20 %": "20 % structures",
+    "4 bits": "4 bits g64",
+    "20 %, 4 bits": "20 % structures + 4 bits g64",
+}
+"""Rows of :mod:`.bench_sparsity` that say how good what is timed is with all its calibration inputs."""
+_STEPS = ((FLOAT, "20 %"), (FLOAT, "4 bits"), ("20 %", "20 %, 4 bits"), ("4 bits", "20 %, 4 bits"))
+
+
+def losses(path: Path) -> dict[str, float]:
+    """The increase of log-perplexity of each of :data:`ACCURACY` that is measured."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {}
+    return {name: math.log(rows[row]["perplexity"] / rows[FLOAT]["perplexity"])
+            for name, row in ACCURACY.items() if row in rows}  # fmt: skip
+
+
+def composition(results: Mapping[str, Any], loss: Mapping[str, float]) -> str:
+    """Size, speed and accuracy of each step alone and of all in one, in Markdown."""
+    scenarios = results["composed"]["scenarios"]
+    head = ["SmolLM2", "MB", *(f"{name}, ms" for name in scenarios), "loss in nats"]
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for name in COMPOSED:
+        times = [f"{sides[name]['median_ms']:.1f} ({sides[name]['ratio']:.2f}×)" for sides in scenarios.values()]
+        cells = [name, f"{results['bytes'][name] / 1e6:.0f}", *times, f"{loss[name]:.3f}" if name in loss else "–"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(results: Mapping[str, Any], loss: Mapping[str, float], path: Path) -> None:
+    """The way from float32 over each step alone to both: time and size against loss."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "burnish"})
+    scenarios = results["composed"]["scenarios"]
+    costs = {"megabytes": {name: results["bytes"][name] / 1e6 for name in COMPOSED}}
+    costs |= {
+        f"{title}, ms": {name: sides[name]["median_ms"] for name in COMPOSED} for title, sides in scenarios.items()
+    }
+    figure, panels = pyplot.subplots(1, len(costs), figsize=(3.4 * len(costs), 3.2), sharey=True)
+    for axes, (title, cost) in zip(panels, costs.items(), strict=True):
+        for start, end in _STEPS:
+            axes.annotate("", (cost[end], loss[end]), (cost[start], loss[start]),
+                          arrowprops={"arrowstyle": "->", "color": "#9db7d5"})  # fmt: skip
+        for name in COMPOSED:
+            axes.plot(cost[name], loss[name], "o", color="#1f5a99", ms=6)
+            axes.annotate(name, (cost[name], loss[name]), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+        axes.set_xlim(0, 1.18 * max(cost.values()))
+        axes.set_ylim(-0.02, 1.25 * max(loss.values()))
+        axes.set_xlabel(title)
+    panels[0].set_ylabel("loss in nats")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, write the results and the tables."""
+    """Compress or measure, write the results and the tables."""
     parser = argparse.ArgumentParser(
         prog="python -m burnish.tools.bench_pruned_speed", description=(__doc__ or "").splitlines()[0]
     )
+    parser.add_argument("--compress", action="store_true", help="make the models and compare what they compute")
+    parser.add_argument("--time", action="store_true", help="measure the models that are there")
+    parser.add_argument("--only", choices=sorted(PARTS), help="one part of both")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where compiled models go")
+    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where compiled models are")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks", help="where pruned_speed.json goes")
     options = parser.parse_args(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
-    checks: list[Check] = []
-    results: dict[str, Any] = {"minilm": encoders(options.work, options.rounds, checks)}
-    results["smollm2"] = decoders(options.work, options.rounds, checks)
-    results |= {"checks": [check.to_json() for check in checks], "machine": describe_machine()}
-    failed = write_results(options.out / "pruned_speed.json", results)
+    path = options.out / "pruned_speed.json"
+    found: dict[str, Any] = {}
+    everything = not (options.compress or options.time)
+    if options.compress or everything:
+        for name, make in COMPRESS.items():
+            if options.only in (None, name):
+                found |= make(options.work)
+    if options.time or everything:
+        for name, part in PARTS.items():
+            if options.only in (None, name):
+                found[name] = part(options.work, options.rounds)
+        found["machine"] = describe_machine()
+    # Parts that others have measured meanwhile stay.
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    results: dict[str, Any] = before | found
+    results["checks"] = [check.to_json() for check in checks(results)]
+    failed = write_results(path, results)
     if options.out == ROOT / "benchmarks":
+        loss = losses(options.out / "sparsity.json")
+        if "composed" in results and set(loss) == set(ACCURACY):
+            draw(results, loss, ROOT / "docs" / "images" / "composition.svg")
         document = ROOT / "docs" / "pruning.md"
-        document.write_text(fill(document.read_text(encoding="utf-8"), tables(results)), encoding="utf-8")
+        document.write_text(fill(document.read_text(encoding="utf-8"), tables(results, loss)), encoding="utf-8")
     return failed
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import resource
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import numpy as np
 
 from ..compiler.accuracy import log_softmax
 from ..compiler.api import export
-from ..compiler.benchmark.machine import describe_machine
+from ..compiler.benchmark.machine import cpu_model, describe_machine
 from ..ir.errors import ModelError
 from .bench_results import write_results
 from .fetch import model_path
@@ -116,15 +117,21 @@ class Bench:
         ]
         return wanted if FLOAT in kept or FLOAT in wanted else [FLOAT, *wanted]
 
+    def folder(self, work: Path, name: str) -> Path:
+        """Where the artifact of a row is."""
+        return work / f"{Path(self.file).stem}-{list(self.recipes).index(name)}"
+
     def row(self, name: str, work: Path, count: int) -> dict[str, Any]:
         """One row, its two steps in processes of their own."""
         recipe = self.recipes[name]
-        folder = work / f"{Path(self.file).stem}-{list(self.recipes).index(name)}"
+        folder = self.folder(work, name)
         shutil.rmtree(folder, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
         me = [sys.executable, "-m", self.module]
         try:
+            before = _cpu_seconds()
             usage = measure([*me, "--compress", name, str(folder)])
+            worked = _cpu_seconds() - before
             if usage.status:
                 raise ModelError(f"compiling ended with status {usage.status}", where=name)
             command = [*me, "--judge", str(folder), str(work / f"float32-{count}.npy"), "--windows", str(count)]
@@ -142,9 +149,17 @@ class Bench:
             "bits_per_weight": round(8 * manifest["weight_bytes"] / weights, 4) if weights else 32.0,
             "megabytes": round(manifest["weight_bytes"] / 1e6, 1),
             "seconds": usage.seconds,
+            "cpu_seconds": round(worked, 1),
+            "cpu": cpu_model(),
             "peak_anonymous_bytes": usage.peak_anonymous,
             "windows": count,
         }
+
+
+def _cpu_seconds() -> float:
+    """What all ended children of this process have computed."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def compress(recipe: Recipe, folder: Path) -> None:

@@ -26,7 +26,7 @@ from .savings import MEASURES, Savings
 from .units import Group, Place, find
 
 RULE = "remove structures"
-METRICS = ("auto", "magnitude", "wanda", "flap", "fisher", "obs")
+METRICS = ("auto", "magnitude", "wanda", "flap", "taylor", "fisher", "obs")
 COMPENSATE = ("auto", "off", "bias", "least_squares")
 DISTRIBUTIONS = ("auto", "global", "uniform")
 HEADS = ("auto", "query", "shared")
@@ -48,8 +48,9 @@ class PruneStructures(Pass):
         metric: which go. ``"magnitude"``: those of the smallest weights. With calibration inputs: ``"wanda"``, by
             weights and inputs; ``"flap"``, by how much they fluctuate (An et al. 2024); ``"obs"``, those whose loss the
             others make up for best (Optimal Brain Surgeon; ZipLM, Kurtic et al. 2023), for convolutions as ``"flap"``;
-            ``"fisher"``, those that the loss feels least, by its gradients (LLM-Pruner, Ma et al. 2023; Kwon et al.
-            2022, equation 8). With calibration inputs ``"auto"`` is ``"fisher"`` for language models (SmolLM2-135M
+            ``"fisher"`` and ``"taylor"``, those that the loss feels least, by the mean square or the mean size of its
+            derivative by a factor on the unit (Kwon et al. 2022, equation 8; LLM-Pruner, Ma et al. 2023, equation 3,
+            to first order). With calibration inputs ``"auto"`` is ``"fisher"`` for language models (SmolLM2-135M
             without a tenth of its weights, perplexity against float32: 1.11 by ``"fisher"``, 1.13 by ``"obs"``, 1.36 by
             ``"flap"``, 2000 by ``"magnitude"``) and ``"obs"`` for others (MiniLM without a fifth of its arithmetic,
             cosine with float32: 0.81 by ``"obs"``, 0.78 by ``"flap"``, 0.62 by ``"fisher"``), else ``"magnitude"``.
@@ -58,7 +59,7 @@ class PruneStructures(Pass):
             squares for products and a bias for convolutions that have one, if there are calibration inputs.
         distribution: ``"global"`` takes where it costs least, ``"uniform"`` the same share everywhere; ``"auto"``:
             uniform for magnitudes, which cannot be compared across layers, else global. What a place costs is weighed
-            by the loss's gradients (as ``"fisher"``) with ``"obs"`` and ``"fisher"``.
+            by the loss's gradients with ``"obs"``, ``"fisher"`` and ``"taylor"``.
         heads: where heads of queries share one of keys: ``"query"`` removes queries evenly, ``"shared"`` a head of keys
             with its queries, ``"auto"`` the first where that can be.
         multiple: of channels that stay, for the kernels' sake.
@@ -105,9 +106,11 @@ class PruneStructures(Pass):
         given = self.ratios.items() if isinstance(self.ratios, Mapping) else self.ratios
         pairs = tuple((str(text), float(share)) for text, share in given)
         object.__setattr__(self, "ratios", pairs)
-        for number in (self.ratio, *(share for _, share in pairs)):
+        for name, number in (("ratio", self.ratio), *((f"ratios: {text}", share) for text, share in pairs)):
             if not 0 <= number < 1:
-                raise OptionError(f"{number!r} is no share below 1", where="PruneStructures", fix="use 0.2")
+                raise OptionError(
+                    f"{name}={number!r} is no share below 1", where="PruneStructures", fix="use 0.2 for a fifth"
+                )
         if self.multiple < 1 or not 0 < self.most < 1:
             raise OptionError(
                 f"multiple={self.multiple!r} must be 1 or more, most={self.most!r} between 0 and 1",
@@ -130,7 +133,7 @@ class _Run:
     def __init__(self, options: PruneStructures, graph: Graph, context: Context) -> None:
         self.options, self.graph, self.context = options, graph, context
         self.outcome = Outcome()
-        self.fisher: dict[int, Array] = {}
+        self.felt: dict[int, Array] = {}
         data = context.has_calibration
         self.metric = options.metric
         if self.metric == "auto":
@@ -156,7 +159,7 @@ class _Run:
             squares = self.compensate in ("both", "least_squares") or self.metric == "obs"
             readers.measure(self.context, hessians=squares)
         self._influence(groups)
-        orders = [self._order(coupling, group, readers, at, len(groups)) for at, group in enumerate(groups)]
+        orders = [self._order(group, readers, at, len(groups)) for at, group in enumerate(groups)]
         savings = Savings(coupling, self.options.of, self.context)
         steps = self._allocate(groups, orders, fixed, savings)
         chosen = [
@@ -200,10 +203,10 @@ class _Run:
 
     def _influence(self, groups: Sequence[Group]) -> None:
         """What the loss feels of each unit of each group, where it is asked for."""
-        if self.metric not in ("obs", "fisher"):
+        if self.metric not in ("obs", "fisher", "taylor"):
             return
         if self.context.influence is None:
-            if self.metric == "fisher":
+            if self.metric != "obs":
                 raise CalibrationError(
                     "calibration inputs are needed and none were given", where="PruneStructures",
                     fix="pass calibration=batches, or --calibration FILE on the command line",
@@ -213,9 +216,10 @@ class _Run:
         rows = dict(zip(places, self.context.influence(places), strict=True))
         for group in groups:
             felt = sum(rows[place][:, group.axes[place]].sum(axis=2) for place in group.reads)
-            self.fisher[id(group)] = np.square(np.asarray(felt, np.float64)).mean(axis=0)
+            size = np.abs if self.metric == "taylor" else np.square
+            self.felt[id(group)] = size(np.asarray(felt, np.float64)).mean(axis=0)
 
-    def _order(self, coupling: Coupling, group: Group, readers: Readers, at: int, count: int) -> Order:
+    def _order(self, group: Group, readers: Readers, at: int, count: int) -> Order:
         self.context.progress(at, count, f"weighing {group.where}")
         heads = group.kind == "heads"
         sizes = importance.batches(len(group), 1 if heads else self.options.multiple, self.options.most)
@@ -227,11 +231,11 @@ class _Run:
                 found = importance.by_reconstruction(
                     matrices, [h for _, h in hessians if h is not None], places, sizes, group.balance
                 )
-                felt = self.fisher.get(id(group))
+                felt = self.felt.get(id(group))
                 # Shares of the group's outputs become what the model feels of them.
                 return found if felt is None else Order(found.steps, found.losses * float(felt.sum()))
-        if self.metric == "fisher" or (self.metric == "obs" and id(group) in self.fisher):
-            return importance.by_score(self.fisher[id(group)], sizes, group.balance)
+        if self.metric in ("fisher", "taylor") or (self.metric == "obs" and id(group) in self.felt):
+            return importance.by_score(self.felt[id(group)], sizes, group.balance)
         scores = np.zeros(len(group))
         for place in group.reads if self.metric != "magnitude" else group.axes:
             scores += self._scores(place, readers)[group.axes[place]].sum(axis=1)

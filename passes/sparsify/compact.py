@@ -25,7 +25,7 @@ from ..quantize.targets import FLOATS, Weight, find
 
 Array = np.ndarray[Any, Any]
 RULE = "compact zeros"
-_NARROWEST = 32
+NARROWEST = 32
 """Output channels of a panel, at least: narrower products run far below the machine's speed."""
 _ALIKE = 16
 _TRIED = 3
@@ -57,7 +57,7 @@ def widths(weights: Array, least: float) -> list[int]:
     """
     k, n = weights.shape
     found: list[tuple[int, int]] = []
-    for count in range(1, n // min(n, _NARROWEST) + 1):
+    for count in range(1, n // min(n, NARROWEST) + 1):
         if n % count == 0:
             work = sum(len(channels) for channels in used(weights, n // count)) * (n // count)
             found.append((work, count))
@@ -168,7 +168,7 @@ class CompactZeros(Pass):
         zeros = 1 - np.count_nonzero(array) / array.size
         tried = widths(array, self.gain)[:_TRIED]
         if not tried:
-            what = f"none of its inputs is useless to {_NARROWEST} outputs together"
+            what = f"none of its inputs is useless to {NARROWEST} outputs together"
             return f"{zeros:.0%} of its weights are zero, but {what}"
         assert context.cost is not None
         dense = context.cost(self.rows, k, n, None)

@@ -19,6 +19,7 @@ from ..quantize.replace import take_place, where
 from ..quantize.targets import Weight, find
 from ..selectors import Selector
 from . import criteria, dsnot, least_squares, ratios, sparsegpt
+from .compact import NARROWEST
 from .inputs import Inputs
 from .pattern import Array, Compare, parse, select
 from .reorder import reorder
@@ -377,6 +378,8 @@ class _Run:
                 f"; measured on this machine, a product with these zeros takes {ratio:.2f} times the dense one's time"
             )
             values["time_ratio"] = round(ratio, 3)
+        if self.pattern.block[0] >= NARROWEST and self.pattern.block[1] == 1:
+            text += "; CompactZeros divides products into panels that leave them out"
         self.outcome.missed("", f"{text}; PruneStructures removes whole channels, which does pay", **values)
 
 

@@ -126,14 +126,15 @@ def test_influence_is_the_derivative_by_a_factor() -> None:
     assert found[0, 7] == pytest.approx(expected, rel=0.05, abs=2e-3)
 
 
-def test_fisher_beats_magnitude_where_weights_say_nothing() -> None:
+@pytest.mark.parametrize("gradients", ["fisher", "taylor"])
+def test_gradients_beat_magnitude_where_weights_say_nothing(gradients: str) -> None:
     """Channels that are large and of no effect: what follows them is nearly zero."""
     model = Net().eval()
     with torch.no_grad():
         model.layers[0].weight[:16] *= 20
         model.layers[2].weight[:, :16] *= 0.001
     errors = []
-    for metric in ("magnitude", "fisher"):
+    for metric in ("magnitude", gradients):
         compiled = burnish.compile(
             model, (_batches()[0],), calibration=_batches(), progress=False,
             passes=PruneStructures(ratio=0.15, metric=metric, compensate="off", multiple=1, distribution="uniform"),

@@ -122,7 +122,7 @@ def test_nothing_to_remove(parse: Callable[..., onnx_ir.Model]) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"ratio": 1.0}, {"metric": "taylor"}, {"of": "bytes"}, {"multiple": 0}, {"most": 1.5}, {"what": "layers"}],
+    [{"ratio": 1.0}, {"metric": "gradient"}, {"of": "bytes"}, {"multiple": 0}, {"most": 1.5}, {"what": "layers"}],
 )
 def test_bad_options(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
@@ -131,7 +131,12 @@ def test_bad_options(options: dict[str, Any]) -> None:
 
 def test_data_asked_for_and_none_there(transformer: Transformer) -> None:
     graph, _ = transformer("bert")
-    for options in ({"metric": "flap"}, {"metric": "fisher"}, {"metric": "magnitude", "compensate": "bias"}):
+    for options in (
+        {"metric": "flap"},
+        {"metric": "fisher"},
+        {"metric": "taylor"},
+        {"metric": "magnitude", "compensate": "bias"},
+    ):
         with pytest.raises(CalibrationError):
             PruneStructures(**options).run(graph.clone(), Context())
     with pytest.raises(SelectorError):
