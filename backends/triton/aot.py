@@ -1,18 +1,18 @@
-"""Kernels compiled ahead of time, with no GPU: registers, shared memory and spills of every variant."""
+"""Kernels compiled ahead of time, with no GPU: registers, shared memory, spills and loops of every variant."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...ir.errors import UnsupportedError
 from . import require_triton
-from .products import BLOCKS, BLOCKS_FLOAT32
-
-_TYPES = {"fp16": "*fp16", "bf16": "*bf16", "fp32": "*fp32"}
+from .sass import Loop, loops
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,24 @@ class Variant:
 
     Attributes:
         name: of the variant.
-        kernel: its name in ``kernels.products.KERNELS``.
-        signature: types of its arguments by name.
+        kernel: the function, as Triton's ``jit`` made it.
+        signature: types of its arguments by name, without the constants.
         constants: its ``constexpr`` arguments.
         warps, stages: of the launch.
+        aligned: sizes that are multiples of 16, as those of models are; pointers always are.
+        least: the capability it needs.
+        work: ``bytes`` and ``flops`` of a step of its longest loop, for estimates; see ``tools/roofline.py``.
     """
 
     name: str
-    kernel: str
+    kernel: Any
     signature: dict[str, str]
-    constants: dict[str, object]
+    constants: dict[str, Any]
     warps: int
     stages: int
+    aligned: tuple[str, ...] = ()
+    least: int = 80
+    work: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,73 +48,51 @@ class Compiled:
     Attributes:
         variant: its name.
         capability: of the GPU, 80 or 90.
+        warps: of a program.
         registers: of a thread.
         shared: bytes of a program.
         spilled: bytes that a thread writes to and reads from memory for lack of registers.
         bytes: of the cubin.
+        loop: its longest innermost loop, None where it has none or the disassembler is not at hand.
     """
 
     variant: str
     capability: int
+    warps: int
     registers: int
     shared: int
     spilled: int
     bytes: int
-
-
-def variants() -> list[Variant]:
-    """Every kernel in each type and with each of the block sizes."""
-    found = []
-    for kernel in ("sparse24", "sparse24_w4", "w4"):
-        for dtype, pointer in _TYPES.items():
-            for number, b in enumerate(BLOCKS_FLOAT32 if dtype == "fp32" else BLOCKS):
-                constants: dict[str, object] = {
-                    "BLOCK_M": b.m, "BLOCK_N": b.n, "SPLITS": b.splits, "HAS_BIAS": b.splits == 1,
-                    "PRECISION": "ieee" if dtype == "fp32" else "tf32", "EXACT": False,
-                }  # fmt: skip
-                constants |= {"HALF": 32} if kernel == "w4" else {"BLOCK_Q": b.quads if kernel == "sparse24" else 16}
-                result = "*fp32" if b.splits > 1 else pointer
-                found.append(Variant(f"{kernel} {dtype} {number}", kernel, _signature(kernel, pointer, result),
-                                     constants, b.warps, b.stages))  # fmt: skip
-    return found
-
-
-def _signature(kernel: str, pointer: str, result: str) -> dict[str, str]:
-    if kernel == "sparse24":
-        pointers = {"x": pointer, "values": pointer, "places": "*i32", "bias": pointer, "y": result}
-        sizes = ["rows", "n", "quads", "words"]
-    elif kernel == "sparse24_w4":
-        pointers = {"x": pointer, "codes": "*u8", "places": "*i32", "scales": pointer, "bias": pointer, "y": result}
-        sizes = ["rows", "n", "quads", "words", "groups"]
-    else:
-        pointers = {"x": pointer, "codes": "*u8", "scales": pointer, "bias": pointer, "y": result}
-        sizes = ["rows", "n", "k", "groups"]
-    return pointers | dict.fromkeys(sizes, "i32")
+    loop: Loop | None = None
 
 
 def compile_variant(variant: Variant, capability: int) -> Compiled:
     """Compile a variant to a cubin.
 
     Raises:
-        UnsupportedError: Triton is not installed.
+        UnsupportedError: Triton is not installed, or its assembler refuses the kernel.
     """
     triton = require_triton()
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from .kernels.products import KERNELS
-
-    kernel = KERNELS[variant.kernel]
-    signature = variant.signature | dict.fromkeys(variant.constants, "constexpr")
+    kernel = variant.kernel
+    unknown = (set(variant.signature) | set(variant.constants)) ^ set(kernel.arg_names)
+    assert not unknown, f"{variant.name}: arguments {unknown}"
+    signature = {name: variant.signature.get(name, "constexpr") for name in kernel.arg_names}
     constants = {(kernel.arg_names.index(name),): value for name, value in variant.constants.items()}
     # Pointers of tensors are aligned to 16 bytes, as PyTorch allocates them.
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names)
-               if variant.signature.get(name, "").startswith("*")}  # fmt: skip
+               if signature[name].startswith("*") or name in variant.aligned}  # fmt: skip
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": variant.warps, "num_stages": variant.stages}
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, spilled = _resources(made.asm["ptx"], capability)
-    return Compiled(variant.name, capability, registers, int(made.metadata.shared), spilled, len(made.asm["cubin"]))
+    cubin = made.asm["cubin"]
+    found = loops(cubin)
+    longest = max(found, key=lambda one: one.instructions) if found else None
+    return Compiled(variant.name, capability, variant.warps, registers, int(made.metadata.shared), spilled, len(cubin),
+                    longest)  # fmt: skip
 
 
 def _resources(ptx: str, capability: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""How low-bit and 2:4 weights lie in memory for the kernels.
+"""How weights with the pattern 2:4 lie in memory for the kernels.
 
 A *quad* is 4 neighbouring input channels of a row, of which the pattern 2:4 keeps two. Values come in two planes, the
 first kept value of each quad and the second, so that neighbouring threads read neighbouring numbers. The places of both
@@ -56,21 +56,6 @@ class Sparse24Codes:
     group: int
 
 
-@dataclass(frozen=True)
-class Codes4:
-    """A dense matrix [N, K] in 4-bit codes; a code c stands for (c - 8) scale.
-
-    Attributes:
-        codes: uint8 [N, K / 2]; byte j of a group holds its column j in the low half and column j + group / 2 above.
-        scales: [N, K / group].
-        group: columns that share a scale.
-    """
-
-    codes: Tensor
-    scales: Tensor
-    group: int
-
-
 def pack24(weights: Tensor) -> Sparse24:
     """Pack [N, K] weights, of which in every quad at most two are not zero.
 
@@ -109,29 +94,6 @@ def dequantize24(packed: Sparse24Codes) -> Tensor:
     values = torch.stack([low, high], -1).to(packed.scales.dtype) - 8
     values = values * packed.scales.repeat_interleave(packed.group // 4, 1).unsqueeze(-1)
     return _spread(values, _unwords(packed.places))
-
-
-def quantize4(weights: Tensor, group: int = 64) -> Codes4:
-    """Round [N, K] weights to 4 bits, one scale for ``group`` columns.
-
-    Raises:
-        ModelError: K is no multiple of the group.
-    """
-    _check_group(weights, group)
-    n, k = weights.shape
-    grouped = weights.reshape(n, k // group, group)
-    scales = _scales(grouped)
-    codes = _round(grouped, scales)
-    packed = codes[..., : group // 2] | (codes[..., group // 2 :] << 4)
-    return Codes4(packed.reshape(n, k // 2).to(torch.uint8).contiguous(), scales.to(weights.dtype), group)
-
-
-def dequantize4(packed: Codes4) -> Tensor:
-    """The weights [N, K] that the codes stand for."""
-    n, half = packed.codes.shape
-    grouped = packed.codes.reshape(n, -1, packed.group // 2)
-    values = torch.cat([grouped & 15, grouped >> 4], -1).to(packed.scales.dtype) - 8
-    return (values * packed.scales.unsqueeze(-1)).reshape(n, 2 * half)
 
 
 def _check_group(weights: Tensor, group: int) -> None:

@@ -1,17 +1,14 @@
-"""Products on compressed weights: checks, block sizes, and the launch."""
+"""Products by weights with the pattern 2:4: checks, block sizes, and the launch."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...ir.errors import InputError
-from .packing import Codes4, Sparse24, Sparse24Codes
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+from .fused import checked, exact
+from .packing import Sparse24, Sparse24Codes
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def sparse24(x: Tensor, weights: Sparse24, bias: Tensor | None = None, *, blocks
     from .kernels.products import sparse24_kernel
 
     n, k = weights.shape
-    flat = _checked(x, weights.columns, n, weights.values, bias, same=True)
+    flat = checked(x, weights.columns, n, weights.values, bias, same=True)
     planes = _planes(flat, k)
     rows, quads = flat.shape[0], k // 4
     b = blocks or blocks_for(rows, n, x.dtype)
@@ -76,7 +73,7 @@ def sparse24(x: Tensor, weights: Sparse24, bias: Tensor | None = None, *, blocks
     sparse24_kernel[_grid(rows, n, b)](
         planes, weights.values, weights.places, _bias(bias, b, y), y, rows, n, quads, weights.places.shape[1],
         BLOCK_M=b.m, BLOCK_N=b.n, BLOCK_Q=b.quads, SPLITS=b.splits, HAS_BIAS=bias is not None and b.splits == 1,
-        PRECISION=_precision(x), EXACT=_exact(x), num_warps=b.warps, num_stages=b.stages,
+        PRECISION=_precision(x), EXACT=exact(x), num_warps=b.warps, num_stages=b.stages,
     )  # fmt: skip
     return _finished(y, x, bias, b, n)
 
@@ -88,7 +85,7 @@ def sparse24_w4(
     from .kernels.products import sparse24_w4_kernel
 
     n, quads = weights.codes.shape
-    flat = _checked(x, 4 * quads, n, weights.scales, bias, same=True)
+    flat = checked(x, 4 * quads, n, weights.scales, bias, same=True)
     planes, rows = _planes(flat, 4 * quads), flat.shape[0]
     b = blocks or blocks_for(rows, n, x.dtype)
     y = _output(flat, rows, n, b)
@@ -96,43 +93,10 @@ def sparse24_w4(
         planes, weights.codes, weights.places, weights.scales, _bias(bias, b, y), y, rows, n, quads,
         weights.places.shape[1], weights.scales.shape[1],
         BLOCK_M=b.m, BLOCK_N=b.n, BLOCK_Q=weights.group // 4, SPLITS=b.splits,
-        HAS_BIAS=bias is not None and b.splits == 1, PRECISION=_precision(x), EXACT=_exact(x), num_warps=b.warps,
+        HAS_BIAS=bias is not None and b.splits == 1, PRECISION=_precision(x), EXACT=exact(x), num_warps=b.warps,
         num_stages=b.stages,
     )  # fmt: skip
     return _finished(y, x, bias, b, n)
-
-
-def w4(x: Tensor, weights: Codes4, bias: Tensor | None = None, *, blocks: Blocks | None = None) -> Tensor:
-    """``x Wᵀ + bias`` for dense weights in 4-bit codes; see :func:`sparse24`."""
-    from .kernels.products import w4_kernel
-
-    n, half = weights.codes.shape
-    flat = _checked(x, 2 * half, n, weights.scales, bias, same=True).contiguous()
-    rows = flat.shape[0]
-    b = blocks or blocks_for(rows, n, x.dtype)
-    y = _output(flat, rows, n, b)
-    w4_kernel[_grid(rows, n, b)](
-        flat, weights.codes, weights.scales, _bias(bias, b, y), y, rows, n, 2 * half, weights.scales.shape[1],
-        BLOCK_M=b.m, BLOCK_N=b.n, HALF=weights.group // 2, SPLITS=b.splits,
-        HAS_BIAS=bias is not None and b.splits == 1, PRECISION=_precision(x), EXACT=_exact(x), num_warps=b.warps,
-        num_stages=b.stages,
-    )  # fmt: skip
-    return _finished(y, x, bias, b, n)
-
-
-def _checked(x: Tensor, k: int, n: int, weights: Tensor, bias: Tensor | None, *, same: bool) -> Tensor:
-    problem = None
-    if x.shape[-1:] != (k,):
-        problem = f"activations of shape {list(x.shape)} do not end in the {k} input channels of the weights"
-    elif x.dtype not in FLOATS or (same and x.dtype != weights.dtype):
-        problem = f"activations are {x.dtype}, weights {weights.dtype}"
-    elif x.device != weights.device:
-        problem = f"activations are on {x.device}, weights on {weights.device}"
-    elif bias is not None and (bias.shape != (n,) or bias.device != x.device):
-        problem = f"a bias of shape {list(bias.shape)} on {bias.device} is not [{n}] on {x.device}"
-    if problem is not None:
-        raise InputError(problem, where="a product on compressed weights", fix="make shapes, types and devices agree")
-    return x.reshape(-1, k)
 
 
 def _planes(x: Tensor, k: int) -> Tensor:
@@ -166,8 +130,3 @@ def _finished(y: Tensor, x: Tensor, bias: Tensor | None, b: Blocks, n: int) -> T
 
 def _precision(x: Tensor) -> str:
     return "ieee" if x.dtype == torch.float32 else "tf32"
-
-
-def _exact(x: Tensor) -> bool:
-    """Whether to multiply in float32: the interpreter cannot in bfloat16."""
-    return x.dtype == torch.bfloat16 and os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,9 +1,8 @@
-"""Products of few rows by compressed weights: 2:4 sparse, 2:4 sparse in 4 bits, and dense in 4 bits.
+"""Products of few rows by weights with the pattern 2:4, in 16 or 32 bits and in 4.
 
-All are bound by the bytes of the weights when rows are few. Weights are expanded in registers, never in memory; with
-few
-rows the work of the tensor cores on zeros is free. Activations come in four planes, one for each place of a quad, so
-that the four parts of an expanded tile meet the four planes in four small products.
+Both are bound by the bytes of the weights when rows are few. Weights are expanded in registers, never in memory; with
+few rows the work of the tensor cores on zeros is free. Activations come in four planes, one for each place of a quad,
+so that the four parts of an expanded tile meet the four planes in four small products.
 
 ``EXACT`` multiplies in float32: Triton's interpreter has no products in bfloat16.
 """
@@ -38,7 +37,7 @@ def sparse24_kernel(  # type: ignore[no-untyped-def]
         offset = at_n[:, None].to(tl.int64) * quads + at_q[None, :]
         # Chosen in float32, which is exact, and which the interpreter can do, unlike bfloat16.
         first = tl.load(values + offset, mask=tile, other=0.0).to(tl.float32)
-        second = tl.load(values + n.to(tl.int64) * quads + offset, mask=tile, other=0.0).to(tl.float32)
+        second = tl.load(values + tl.cast(n, tl.int64) * quads + offset, mask=tile, other=0.0).to(tl.float32)
         word = tl.load(places + at_n[:, None].to(tl.int64) * words + (at_q // 8)[None, :], mask=tile, other=0)
         nibble = (word >> (4 * (at_q % 8))[None, :]) & 15
         where_first, where_second = nibble & 3, nibble >> 2
@@ -96,40 +95,5 @@ def sparse24_w4_kernel(  # type: ignore[no-untyped-def]
     tl.store(target, acc.to(y.dtype.element_ty), mask=in_m[:, None] & in_n[None, :])
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def w4_kernel(  # type: ignore[no-untyped-def]
-    x, codes, scales, bias, y,
-    rows, n, k, groups,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HALF: tl.constexpr, SPLITS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    """``y = x Wᵀ + bias``: x [rows, k], codes [n, k / 2], scales [n, groups]; a tile is a group (2 HALF columns)."""
-    at_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    at_m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    part = tl.program_id(2)
-    in_n, in_m = at_n < n, at_m < rows
-    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    each = tl.cdiv(groups, SPLITS)
-    at_h = tl.arange(0, HALF)
-    for group in range(part * each, tl.minimum((part + 1) * each, groups)):
-        offset = at_n[:, None].to(tl.int64) * (k // 2) + (group * HALF + at_h)[None, :]
-        byte = tl.load(codes + offset, mask=in_n[:, None], other=0x88).to(tl.int32)
-        scale = tl.load(scales + at_n.to(tl.int64) * groups + group, mask=in_n, other=0.0).to(tl.float32)
-        start = x + at_m[:, None].to(tl.int64) * k + (group * 2 * HALF + at_h)[None, :]
-        low = tl.load(start, mask=in_m[:, None], other=0.0)
-        high = tl.load(start + HALF, mask=in_m[:, None], other=0.0)
-        if EXACT:
-            low, high = low.to(tl.float32), high.to(tl.float32)
-        first = ((byte & 15) - 8).to(low.dtype)
-        second = ((byte >> 4) - 8).to(low.dtype)
-        total = tl.dot(low, tl.trans(first), input_precision=PRECISION)
-        total = tl.dot(high, tl.trans(second), total, input_precision=PRECISION)
-        acc += total * scale[None, :]
-    if HAS_BIAS:
-        acc += tl.load(bias + at_n, mask=in_n, other=0.0).to(tl.float32)[None, :]
-    target = y + part.to(tl.int64) * rows * n + at_m[:, None].to(tl.int64) * n + at_n[None, :]
-    tl.store(target, acc.to(y.dtype.element_ty), mask=in_m[:, None] & in_n[None, :])
-
-
-KERNELS: dict[str, Any] = {"sparse24": sparse24_kernel, "sparse24_w4": sparse24_w4_kernel, "w4": w4_kernel}
+KERNELS: dict[str, Any] = {"sparse24": sparse24_kernel, "sparse24_w4": sparse24_w4_kernel}
 """The kernels by name."""

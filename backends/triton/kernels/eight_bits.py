@@ -1,0 +1,129 @@
+"""Products by weights in 8-bit codes: integers, float8 (e4m3) or places in a table of 256; and 8 bits by 8 bits.
+
+:func:`eight_bits_kernel` takes activations in 16 or 32 bits and expands the codes in registers; for few rows its warps
+share out the columns as in ``four_bits.py``. :func:`scaled_kernel` multiplies codes by codes, with a scale to a row and
+one to a channel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from .epilogues import finish, finish_or_part
+from .gemm import grouped
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def from_e4m3(byte):  # type: ignore[no-untyped-def]
+    """Bytes of float8 e4m3 as float16, for GPUs without it: its bits are those of a float16 256 times smaller."""
+    wide = byte.to(tl.int16)
+    bits = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
+    return bits.to(tl.float16, bitcast=True) * 256.0
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def eight_bits_kernel(  # type: ignore[no-untyped-def]
+    x, codes, scales, zeros, table, bias, y, e0, e1, e2, e3, rows, n, k, groups,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, KIND: tl.constexpr,
+    HAS_ZEROS: tl.constexpr, GROUPED: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """``y = epilogue(activation(x Wᵀ + bias))``: x [rows, k], codes uint8 [n, k], scales and zeros [n, groups].
+
+    KIND: "integer" (code less its zero point, or less 128), "float" (e4m3) or "table" (float32 [256]). A step takes
+    PARTS neighbouring blocks of BLOCK_K columns; BLOCK_K is the group if GROUPED, else there is a scale to a channel.
+    """
+    tile_m, tile_n = grouped(tl.program_id(0), rows, n, BLOCK_M, BLOCK_N, GROUP)
+    at_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    at_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    channel = tl.minimum(at_n, n - 1).to(tl.int64)
+    acc = tl.zeros((PARTS, BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for step in range(0, tl.cdiv(k, PARTS * BLOCK_K)):
+        at_b = step * PARTS + tl.arange(0, PARTS)
+        at_k = at_b[:, None, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, None, :]
+        in_k = at_k < k
+        a = tl.load(
+            x + at_m[None, :, None].to(tl.int64) * k + at_k, mask=(at_m < rows)[None, :, None] & in_k, other=0.0
+        )
+        if EXACT:
+            a = a.to(tl.float32)
+        byte = tl.load(codes + channel[None, :, None] * k + at_k, mask=in_k, other=0)
+        if KIND == "integer":
+            w = (byte.to(tl.float32) - 128.0).to(a.dtype)
+        elif KIND == "float":
+            w = from_e4m3(byte).to(a.dtype)
+        else:
+            w = tl.load(table + byte.to(tl.int32)).to(a.dtype)
+        total = tl.dot(a, tl.permute(w, (0, 2, 1)), input_precision=PRECISION)
+        in_g = at_b < groups
+        if HAS_ZEROS:
+            if GROUPED:
+                zero = tl.load(zeros + channel[None, :] * groups + at_b[:, None], mask=in_g[:, None], other=128)
+            else:
+                zero = tl.broadcast_to(tl.load(zeros + channel)[None, :], (PARTS, BLOCK_N))
+            shift = (128.0 - zero.to(tl.float32)).to(a.dtype)
+            shifts = tl.broadcast_to(shift[:, None, :], (PARTS, BLOCK_K, BLOCK_N))
+            total = tl.dot(a, shifts, total, input_precision=PRECISION)
+        if GROUPED:
+            place = channel[None, :] * groups + at_b[:, None]
+            total *= tl.load(scales + place, mask=in_g[:, None], other=0.0).to(tl.float32)[:, None, :]
+        acc += total
+    value = tl.sum(acc, 0)
+    if not GROUPED:
+        value *= tl.load(scales + channel).to(tl.float32)[None, :]
+    first = tl.cast(0, tl.int64)
+    finish(value, value, bias, y, e0, e1, e2, e3, first, at_m, at_n, rows, n, False, HAS_BIAS, ACTIVATION, EPILOGUE)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def scaled_kernel(  # type: ignore[no-untyped-def]
+    x, w, row_scales, channel_scales, bias, y, e0, e1, e2, e3, rows, n, k,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr,
+    KIND: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
+    EPILOGUE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``y = epilogue(activation(s_row s_channel (x Wᵀ) + bias))``: codes x [rows, k], w [n, k].
+
+    KIND: "integer" (int8, summed in int32), "float" (e4m3) or "bytes" (e4m3 as uint8, multiplied in float16).
+    """
+    tile_m, tile_n = grouped(tl.program_id(0), rows, n, BLOCK_M, BLOCK_N, GROUP)
+    part = tl.program_id(1)
+    at_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    at_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    row, channel = tl.minimum(at_m, rows - 1).to(tl.int64), tl.minimum(at_n, n - 1).to(tl.int64)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32 if KIND == "integer" else tl.float32)
+    up = acc
+    each = tl.cdiv(tl.cdiv(k, BLOCK_K), SPLITS)
+    for step in range(part * each, (part + 1) * each):
+        at_k = step * BLOCK_K + tl.arange(0, BLOCK_K)
+        in_k = (at_k < k)[None, :]
+        start = w + channel[:, None] * k + at_k[None, :]
+        acc = _add_codes(acc, tl.load(x + row[:, None] * k + at_k[None, :], mask=in_k, other=0),
+                         tl.load(start, mask=in_k, other=0), KIND, PRECISION)  # fmt: skip
+        if GATED:
+            up = _add_codes(up, tl.load(x + row[:, None] * k + at_k[None, :], mask=in_k, other=0),
+                            tl.load(start + tl.cast(n, tl.int64) * k, mask=in_k, other=0), KIND, PRECISION)  # fmt: skip
+    row_scale = tl.load(row_scales + row)[:, None]
+    value = acc.to(tl.float32) * row_scale * tl.load(channel_scales + channel).to(tl.float32)[None, :]
+    other = value
+    if GATED:
+        other = up.to(tl.float32) * row_scale * tl.load(channel_scales + n + channel).to(tl.float32)[None, :]
+    finish_or_part(value, other, bias, y, e0, e1, e2, e3, 0, part, 1, at_m, at_n, rows, n,
+                   SPLITS, GATED, HAS_BIAS, ACTIVATION, EPILOGUE)  # fmt: skip
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _add_codes(acc, a, b, KIND: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+    if KIND == "integer":
+        return tl.dot(a, tl.trans(b), acc, out_dtype=tl.int32)
+    if KIND == "bytes":
+        return tl.dot(from_e4m3(a), tl.trans(from_e4m3(b)), acc)
+    # Hopper sums products of float8 in 14 bits: after 128 of them they go to float32.
+    return tl.dot(a, tl.trans(b), acc, max_num_imprecise_acc=128)
+
+
+KERNELS: dict[str, Any] = {"eight_bits": eight_bits_kernel, "scaled": scaled_kernel}
+"""The kernels by name."""

@@ -1,0 +1,249 @@
+"""Products by weights in codes: checks, block sizes, and the launch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ir.errors import InputError
+from . import unpacking
+from .codes import Codes4, Codes8
+from .fused import PLAIN, Epilogue, Product, checked, exact, halved, interpreted
+from .gemm import Tiles
+
+FEW = 16
+"""Rows up to which a product is bound by the bytes of the weights."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Block sizes of a launch whose warps share out the columns.
+
+    Attributes:
+        m, n: rows and channels of a program.
+        parts: blocks of columns that a program takes at a time, one to a warp.
+        warps: of a program.
+        stages: of the loop's pipeline.
+    """
+
+    m: int
+    n: int
+    parts: int
+    warps: int
+    stages: int
+
+
+FOUR_FEW = (Shares(16, 32, 8, 8, 3), Shares(16, 32, 4, 4, 3))
+"""For 4 bits and few rows: few channels, which make few programs, and many. Each is compiled ahead of time."""
+FOUR_FEW_FLOAT32 = (Shares(16, 16, 4, 4, 2), Shares(16, 16, 4, 4, 2))
+FOUR_MANY = (Tiles(64, 128, 0, 1, 8, 3), Tiles(128, 128, 0, 1, 8, 3))
+"""For 4 bits and many rows: some, and many."""
+FOUR_MANY_FLOAT32 = (Tiles(32, 64, 0, 1, 8, 2), Tiles(32, 64, 0, 1, 8, 2))
+EIGHT = (Shares(16, 32, 8, 8, 3), Shares(16, 32, 4, 4, 3), Shares(64, 64, 1, 4, 3), Shares(128, 128, 1, 8, 3))
+"""For 8 bits: few rows of few channels, few rows, some rows, many rows."""
+EIGHT_FLOAT32 = (Shares(16, 16, 4, 4, 2), Shares(16, 16, 4, 4, 2), Shares(32, 32, 1, 4, 2), Shares(32, 32, 1, 4, 2))
+SCALED = (Tiles(16, 64, 128, 4, 4, 4), Tiles(16, 64, 256, 1, 4, 3), Tiles(64, 128, 128, 1, 4, 3),
+          Tiles(128, 128, 128, 1, 8, 3))  # fmt: skip
+"""For 8 bits by 8 bits: few rows of few channels, few rows, some rows, many rows."""
+_FEW_CHANNELS = 8192
+
+
+def w4a16(
+    x: Tensor, weights: Codes4, bias: Tensor | None = None, *, epilogue: Epilogue = PLAIN,
+    shares: Shares | None = None,
+) -> Tensor:  # fmt: skip
+    """``epilogue(x Wᵀ + bias)`` for weights in 4-bit codes.
+
+    Args:
+        x: [..., K], float16, bfloat16 or float32, of the scales' type and on their device.
+        weights: packed.
+        bias: [N] or None.
+        epilogue: what happens to the result in registers.
+        shares: instead of the blocks chosen by size, for few rows.
+
+    Returns:
+        [..., N] of the type of x, or half as wide with a gate.
+
+    Raises:
+        InputError: shapes, types or devices do not fit.
+    """
+    from .kernels.four_bits import four_bits_few_kernel
+
+    channels, k = weights.shape
+    flat = checked(x, k, channels, weights.scales, bias, same=True)
+    rows, n = len(flat), halved(channels, epilogue)
+    product = Product(flat, 1, rows, n, 1, bias, epilogue, x.dtype)
+    if rows > FEW and not epilogue.gated and shares is None:
+        _w4a16_many(flat, weights, product)
+        return product.result.reshape(*x.shape[:-1], n)
+    table = FOUR_FEW_FLOAT32 if x.dtype == torch.float32 else FOUR_FEW
+    # Looking values up in memory takes buffers for all of them: the smaller blocks.
+    in_memory = weights.table is not None and not weights.baked
+    s = shares or table[n > _FEW_CHANNELS or in_memory]
+    if product.result.numel():
+        four_bits_few_kernel[(-(-n // s.n), -(-rows // s.m))](
+            flat, *_operands4(weights), *product.pointers, rows, n, k // weights.group,
+            BLOCK_M=s.m, BLOCK_N=s.n, PARTS=s.parts, GATED=epilogue.gated, **_constants4(flat, weights, product),
+            num_warps=s.warps, num_stages=s.stages,
+        )  # fmt: skip
+    return product.result.reshape(*x.shape[:-1], n)
+
+
+def _w4a16_many(flat: Tensor, weights: Codes4, product: Product) -> None:
+    from .kernels.four_bits import four_bits_many_kernel
+
+    table = FOUR_MANY_FLOAT32 if flat.dtype == torch.float32 else FOUR_MANY
+    t = table[product.rows > 128]
+    four_bits_many_kernel[(-(-product.rows // t.m) * -(-product.n // t.n),)](
+        flat, *_operands4(weights), *product.pointers, product.rows, product.n, weights.shape[1] // weights.group,
+        BLOCK_M=t.m, BLOCK_N=t.n, GROUP=t.group, **_constants4(flat, weights, product), num_warps=t.warps,
+        num_stages=t.stages,
+    )  # fmt: skip
+
+
+def _operands4(weights: Codes4) -> tuple[Tensor, ...]:
+    """codes, scales, zeros, table of a kernel."""
+    zeros = weights.codes if weights.zeros is None else weights.zeros
+    table = weights.scales
+    if weights.table is not None:
+        table = _table(weights.table, weights.codes.device)
+    return weights.codes, weights.scales, zeros, table
+
+
+@lru_cache(maxsize=64)
+def _table(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+def _constants4(x: Tensor, weights: Codes4, product: Product) -> dict[str, Any]:
+    constants = product.constants
+    del constants["SPLITS"], constants["GATED"]
+    return constants | {
+        "HALF": weights.group // 2, "HAS_ZEROS": weights.zeros is not None, "TABLE": weights.table is not None,
+        "UNPACK": "" if interpreted() else assembly(x.dtype, weights.table if weights.baked else None,
+                                                    weights.table is not None),
+        "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32", "EXACT": exact(x),
+    }  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def assembly(dtype: torch.dtype, table: tuple[float, ...] | None, tabulated: bool) -> str:
+    """The assembly that expands codes; "" where plain operations have to do: float32, tables that are not baked."""
+    if dtype == torch.float32 or (tabulated and table is None):
+        return ""
+    return unpacking.integers(dtype) if table is None else unpacking.table(table, dtype)
+
+
+def w8a16(
+    x: Tensor, weights: Codes8, bias: Tensor | None = None, *, epilogue: Epilogue = PLAIN,
+    shares: Shares | None = None,
+) -> Tensor:  # fmt: skip
+    """``epilogue(x Wᵀ + bias)`` for weights in 8-bit codes; see :func:`w4a16`. A gate is not fused.
+
+    Raises:
+        InputError: shapes, types or devices do not fit, or the epilogue has a gate.
+    """
+    from .kernels.eight_bits import eight_bits_kernel
+
+    n, k = weights.shape
+    if epilogue.gated:
+        raise InputError("the 8-bit product has no gate", where="w8a16", fix="apply the gate to its result")
+    flat = checked(x, k, n, weights.scales, bias, same=True)
+    rows = len(flat)
+    product = Product(flat, 1, rows, n, 1, bias, epilogue, x.dtype)
+    table = EIGHT_FLOAT32 if x.dtype == torch.float32 else EIGHT
+    s = shares or table[int(n > _FEW_CHANNELS) if rows <= FEW else 2 + int(rows > 128)]
+    constants = product.constants
+    del constants["SPLITS"], constants["GATED"]
+    if product.result.numel():
+        eight_bits_kernel[(-(-rows // s.m) * -(-n // s.n),)](
+            flat, weights.codes, weights.scales, weights.codes if weights.zeros is None else weights.zeros,
+            weights.scales if weights.table is None else weights.table, *product.pointers,
+            rows, n, k, weights.scales.shape[1],
+            BLOCK_M=s.m, BLOCK_N=s.n, BLOCK_K=weights.group or 64, PARTS=s.parts, KIND=weights.kind, GROUP=8,
+            HAS_ZEROS=weights.zeros is not None, GROUPED=weights.group is not None,
+            PRECISION="ieee" if x.dtype == torch.float32 else "tf32", EXACT=exact(x), **constants,
+            num_warps=s.warps, num_stages=s.stages,
+        )  # fmt: skip
+    return product.result.reshape(*x.shape[:-1], n)
+
+
+def quantize_rows(x: Tensor, kind: str = "integer") -> tuple[Tensor, Tensor]:
+    """Round rows of x [..., K] to int8, or to float8 e4m3 for kind "float": codes and float32 scales [rows]."""
+    from .kernels.rows import quantize_rows_kernel
+
+    flat = x.reshape(-1, x.shape[-1]).contiguous()
+    rows, k = flat.shape
+    whole = kind == "integer"
+    codes = torch.empty(rows, k, dtype=torch.int8 if whole else torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty(rows, dtype=torch.float32, device=x.device)
+    # Neither the interpreter nor GPUs before Ada round to float8.
+    if not whole and not _has_float8(x):
+        scales.copy_(flat.abs().amax(-1).float() / 448)
+        scales[scales == 0] = 1
+        codes.copy_((flat.float() / scales[:, None]).clamp(-448, 448).to(torch.float8_e4m3fn))
+    elif rows:
+        block = 1 << min(11, max(0, k - 1).bit_length())
+        quantize_rows_kernel[(rows,)](
+            flat, codes, scales, k, TOP=127.0 if whole else 448.0, WHOLE=whole, BLOCK=block, num_warps=4
+        )
+    return codes, scales
+
+
+def _has_float8(x: Tensor) -> bool:
+    return x.is_cuda and not interpreted() and torch.cuda.get_device_capability(x.device) >= (8, 9)
+
+
+def scaled(
+    x: Tensor, row_scales: Tensor, w: Tensor, channel_scales: Tensor, bias: Tensor | None = None, *,
+    dtype: torch.dtype = torch.bfloat16, epilogue: Epilogue = PLAIN, tiles: Tiles | None = None,
+) -> Tensor:  # fmt: skip
+    """``epilogue(s_row s_channel (x Wᵀ) + bias)`` for codes of 8 bits on both sides (W8A8, fp8).
+
+    Args:
+        x: codes [..., K], int8 or float8_e4m3fn.
+        row_scales: float32 [rows], see :func:`quantize_rows`.
+        w: codes [N, K] of the type of x.
+        channel_scales: [N].
+        bias: [N] or None.
+        dtype: of the result.
+        epilogue: what happens to the result in registers.
+        tiles: instead of the blocks chosen by size.
+
+    Raises:
+        InputError: shapes, types or devices do not fit.
+    """
+    from .kernels.eight_bits import scaled_kernel
+
+    channels, k = w.shape
+    flat = x.reshape(-1, x.shape[-1])
+    rows, n = len(flat), halved(channels, epilogue)
+    problem = None
+    if x.shape[-1] != k or row_scales.numel() != rows or channel_scales.numel() != channels:
+        problem = (f"codes of shapes {list(x.shape)} and {list(w.shape)} with {row_scales.numel()} and "
+                   f"{channel_scales.numel()} scales have no product")  # fmt: skip
+    elif x.dtype != w.dtype or x.dtype not in (torch.int8, torch.float8_e4m3fn):
+        problem = f"codes are {x.dtype} and {w.dtype}"
+    elif bias is not None and bias.shape != (channels,):
+        problem = f"a bias of shape {list(bias.shape)} is not [{channels}]"
+    elif len({t.device for t in (x, row_scales, w, channel_scales)}) > 1:
+        problem = "operands are on several devices"
+    if problem is not None:
+        raise InputError(problem, where="a product of 8-bit codes", fix="make shapes, types and devices agree")
+    t = tiles or SCALED[int(n > _FEW_CHANNELS) if rows <= FEW else 2 + int(rows > 128)]
+    kind = "integer" if x.dtype == torch.int8 else "float" if _has_float8(x) else "bytes"
+    left, right = flat.contiguous(), w.contiguous()
+    if kind == "bytes":
+        left, right = left.view(torch.uint8), right.view(torch.uint8)
+    product = Product(left, 1, rows, n, t.splits, bias, epilogue, dtype)
+    if product.result.numel():
+        scaled_kernel[(-(-rows // t.m) * -(-n // t.n), t.splits)](
+            left, right, row_scales.contiguous(), channel_scales.contiguous(), *product.pointers, rows, n, k,
+            BLOCK_M=t.m, BLOCK_N=t.n, BLOCK_K=t.k, GROUP=t.group, KIND=kind, PRECISION="tf32", **product.constants,
+            num_warps=t.warps, num_stages=t.stages,
+        )  # fmt: skip
+    return product.finished().reshape(*x.shape[:-1], n)

@@ -1,0 +1,216 @@
+"""Kernels of products in each type and with each of their block sizes, for compilation ahead of time.
+
+What fuses with them is a choice: one that takes registers (GELU and a residual, a gate after a normalization).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from . import gemm, products, quantized
+from .aot import Variant
+from .codes import NF4
+
+TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_SIZES = ("rows", "n", "k", "groups", "batches", "quads", "words", "x_batch", "x_row", "w_batch", "w_row")
+
+
+def product_variants() -> Iterator[Variant]:
+    """Products of dense matrices and by weights in codes."""
+    for name, dtype in TYPES.items():
+        yield from _dense(name, dtype)
+        yield from _four_bits(name, dtype)
+        yield from _eight_bits(name, dtype)
+        yield from _sparse(name, dtype)
+    yield from _scaled()
+    yield from _rows()
+
+
+def _fused(activation: str = "none", epilogue: str = "nothing", bias: bool = True) -> dict[str, Any]:
+    from .kernels import epilogues
+
+    return {"HAS_BIAS": bias, "ACTIVATION": epilogues.ACTIVATIONS[activation], "EPILOGUE": getattr(epilogues, epilogue)}
+
+
+def signature_of(kernel: Any, pointers: dict[str, str], constants: dict[str, Any], default: str) -> dict[str, str]:
+    """Types of all arguments that are no constants: sizes are integers, other pointers of the default type."""
+    return {
+        name: "i32" if name in _SIZES else pointers.get(name, default)
+        for name in kernel.arg_names if name not in constants
+    }  # fmt: skip
+
+
+def _dense(name: str, dtype: torch.dtype) -> Iterator[Variant]:
+    from .kernels import epilogues
+    from .kernels.gemm import KERNELS
+
+    pointer = f"*{name}"
+    single = dtype == torch.float32
+    fixed = {"PRECISION": "ieee" if single else "tf32", "EXACT": False}
+    plain = {"HAS_PROLOGUE": False, "PROLOGUE": epilogues.nothing}
+    normed = {"HAS_PROLOGUE": True, "PROLOGUE": epilogues.rms_scale}
+    aligned = ("n", "k", "x_batch", "x_row", "w_batch", "w_row")
+    kernel = KERNELS["gemm"]
+    for number, t in enumerate(gemm.SINGLE if single else gemm.HALF):
+        blocks = {"BLOCK_M": t.m, "BLOCK_N": t.n, "BLOCK_K": t.k, "GROUP": t.group, "SPLITS": t.splits}
+        forms: dict[str, dict[str, Any]] = {"": {"W_NK": True, "GATED": False, **_fused("gelu", "add"), **plain}}
+        if number == 3:
+            forms[" kn"] = {"W_NK": False, "GATED": False, **_fused(), **plain}
+        if number == 1:
+            forms[" gated normed"] = {"W_NK": True, "GATED": True, **_fused("silu", bias=False), **normed}
+        for form, extra in forms.items():
+            constants = blocks | fixed | extra
+            pointers = {"y": "*fp32" if t.splits > 1 else pointer, "p0": "*fp32" if extra["HAS_PROLOGUE"] else pointer}
+            work = {"bytes": t.k * (t.m + t.n) * dtype.itemsize, "flops": 2 * t.m * t.n * t.k}
+            yield Variant(f"gemm{form} {name} {t.m}x{t.n}x{t.k}/{t.splits}", kernel,
+                          signature_of(kernel, pointers, constants, pointer), constants, t.warps, t.stages, aligned,
+                          work=work)  # fmt: skip
+    if single:
+        return
+    for t in gemm.TMA:
+        constants = {"BLOCK_M": t.m, "BLOCK_N": t.n, "BLOCK_K": t.k, "GROUP": t.group, "EXACT": False, **_fused()}
+        kernel = KERNELS["gemm_tma"]
+        pointers = {"x": f"tensordesc<{name}[{t.m}, {t.k}]>", "w": f"tensordesc<{name}[{t.n}, {t.k}]>"}
+        work = {"bytes": t.k * (t.m + t.n) * dtype.itemsize, "flops": 2 * t.m * t.n * t.k}
+        yield Variant(f"gemm tma {name} {t.m}x{t.n}x{t.k}", kernel, signature_of(kernel, pointers, constants, pointer),
+                      constants, t.warps, t.stages, ("n", "k"), least=90, work=work)  # fmt: skip
+    for t in gemm.ONE_ROW:
+        one_row: dict[str, dict[str, Any]] = {
+            "": {"GATED": False, **_fused(), **plain},
+            " gated normed": {"GATED": True, **_fused("silu", bias=False), **normed},
+        }
+        for form, extra in one_row.items():
+            constants = {"BLOCK_N": t.n, "BLOCK_K": t.k, "SPLITS": t.splits, **extra}
+            kernel = KERNELS["gemv"]
+            pointers = {"y": "*fp32" if t.splits > 1 else pointer, "p0": "*fp32" if extra["HAS_PROLOGUE"] else pointer}
+            weights = t.n * t.k * (2 if extra["GATED"] else 1)
+            yield Variant(f"gemv{form} {name} {t.n}x{t.k}/{t.splits}", kernel,
+                          signature_of(kernel, pointers, constants, pointer), constants, t.warps, t.stages, ("n", "k"),
+                          work={"bytes": weights * 2, "flops": 2 * weights})  # fmt: skip
+    kernel = KERNELS["reduce"]
+    constants = {"SPLITS": 4, "GATED": False, "BLOCK_M": 1, "BLOCK_N": 256, **_fused("gelu", "add")}
+    yield Variant(f"reduce {name}", kernel, signature_of(kernel, {"parts": "*fp32"}, constants, pointer), constants,
+                  2, 1, ("n",))  # fmt: skip
+
+
+def _four_bits(name: str, dtype: torch.dtype) -> Iterator[Variant]:
+    from .kernels.four_bits import KERNELS
+
+    pointer = f"*{name}"
+    single = dtype == torch.float32
+    fixed = {"PRECISION": "ieee" if single else "tf32", "EXACT": False, **_fused()}
+    pointers = {"codes": "*u8", "zeros": "*u8", "table": "*fp32"}
+    few = KERNELS["four_bits_few"]
+    integers = quantized.assembly(dtype, None, False)
+    baked = quantized.assembly(dtype, NF4, True)
+    forms = {
+        "": (False, False, integers, False), " zeros": (True, False, integers, False),
+        " nf4": (False, True, baked, False), " table": (False, True, "", False),
+        " gated": (False, False, integers, True),
+    }  # fmt: skip
+    table = quantized.FOUR_FEW_FLOAT32[:1] if single else quantized.FOUR_FEW
+    for number, s in enumerate(table):
+        for group in (32, 64, 128):
+            for form, (zeros, tabled, unpack, gated) in forms.items():
+                if form and (group != 128 or (single and form == " nf4") or (form == " table" and not number)):
+                    continue
+                if group == 32 and not number and not single:
+                    continue
+                constants = fixed | {
+                    "BLOCK_M": s.m, "BLOCK_N": s.n, "HALF": group // 2, "PARTS": s.parts, "HAS_ZEROS": zeros,
+                    "TABLE": tabled, "UNPACK": unpack, "GATED": gated,
+                }  # fmt: skip
+                weights = s.n * group * s.parts * (2 if gated else 1)
+                yield Variant(f"w4 few{form} {name} g{group} {number}", few,
+                              signature_of(few, pointers, constants, pointer), constants, s.warps, s.stages, ("n",),
+                              work={"bytes": weights * (0.5 + 2 / group), "flops": 2 * s.m * weights})  # fmt: skip
+    many = KERNELS["four_bits_many"]
+    for t in quantized.FOUR_MANY_FLOAT32[:1] if single else quantized.FOUR_MANY:
+        for form in ("", " zeros"):
+            zeros, tabled, unpack, _ = forms[form]
+            constants = fixed | {"BLOCK_M": t.m, "BLOCK_N": t.n, "GROUP": t.group, "HALF": 64, "HAS_ZEROS": zeros,
+                                 "TABLE": tabled, "UNPACK": unpack}  # fmt: skip
+            work = {"bytes": 128 * (t.n / 2 + t.m * dtype.itemsize), "flops": 2 * t.m * t.n * 128}
+            yield Variant(f"w4 many{form} {name} g128 {t.m}x{t.n}", many,
+                          signature_of(many, pointers, constants, pointer), constants, t.warps, t.stages, ("n",),
+                          work=work)  # fmt: skip
+
+
+def _eight_bits(name: str, dtype: torch.dtype) -> Iterator[Variant]:
+    from .kernels.eight_bits import KERNELS
+
+    pointer = f"*{name}"
+    single = dtype == torch.float32
+    kernel = KERNELS["eight_bits"]
+    pointers = {"codes": "*u8", "zeros": "*u8", "table": "*fp32"}
+    forms = {"": ("integer", False, False), " grouped zeros": ("integer", True, True), " e4m3": ("float", False, False),
+             " table": ("table", False, False)}  # fmt: skip
+    for number, s in enumerate(quantized.EIGHT_FLOAT32[1:3] if single else quantized.EIGHT):
+        for form, (kind, zeros, in_groups) in forms.items():
+            if form and (number != 1 or single):
+                continue
+            constants = _fused() | {
+                "BLOCK_M": s.m, "BLOCK_N": s.n, "BLOCK_K": 64, "PARTS": s.parts, "KIND": kind, "HAS_ZEROS": zeros,
+                "GROUPED": in_groups, "GROUP": 8, "PRECISION": "ieee" if single else "tf32", "EXACT": False,
+            }  # fmt: skip
+            weights = s.n * 64 * s.parts
+            yield Variant(f"w8{form} {name} {number}", kernel, signature_of(kernel, pointers, constants, pointer),
+                          constants, s.warps, s.stages, ("n", "k"),
+                          work={"bytes": weights, "flops": 2 * s.m * weights})  # fmt: skip
+
+
+def _scaled() -> Iterator[Variant]:
+    from .kernels.eight_bits import KERNELS
+
+    kernel = KERNELS["scaled"]
+    for kind, pointer, least in (("integer", "*i8", 80), ("float", "*fp8e4nv", 90), ("bytes", "*u8", 80)):
+        for t in quantized.SCALED:
+            for gated in (False, True):
+                if gated and t.m > 16:
+                    continue
+                constants = _fused("silu" if gated else "none") | {
+                    "BLOCK_M": t.m, "BLOCK_N": t.n, "BLOCK_K": t.k, "GROUP": t.group, "SPLITS": t.splits, "KIND": kind,
+                    "GATED": gated, "PRECISION": "tf32",
+                }  # fmt: skip
+                pointers = {"x": pointer, "w": pointer, "row_scales": "*fp32", "channel_scales": "*fp32",
+                            "y": "*fp32" if t.splits > 1 else "*bf16"}  # fmt: skip
+                work = {"bytes": t.k * (t.m + t.n), "flops": 2 * t.m * t.n * t.k}
+                yield Variant(f"w8a8 {kind}{' gated' if gated else ''} {t.m}x{t.n}x{t.k}/{t.splits}", kernel,
+                              signature_of(kernel, pointers, constants, "*bf16"), constants, t.warps, t.stages,
+                              ("n", "k"), least=least, work=work)  # fmt: skip
+
+
+def _sparse(name: str, dtype: torch.dtype) -> Iterator[Variant]:
+    from .kernels.products import KERNELS
+
+    pointer = f"*{name}"
+    single = dtype == torch.float32
+    for number, b in enumerate(products.BLOCKS_FLOAT32 if single else products.BLOCKS):
+        for kind, kernel in KERNELS.items():
+            constants: dict[str, Any] = {
+                "BLOCK_M": b.m, "BLOCK_N": b.n, "BLOCK_Q": b.quads if kind == "sparse24" else 16, "SPLITS": b.splits,
+                "HAS_BIAS": b.splits == 1, "PRECISION": "ieee" if single else "tf32", "EXACT": False,
+            }  # fmt: skip
+            pointers = {"codes": "*u8", "places": "*i32", "y": "*fp32" if b.splits > 1 else pointer}
+            quads = b.n * constants["BLOCK_Q"]
+            size = quads * (2 * dtype.itemsize + 0.5 if kind == "sparse24" else 1.5)
+            yield Variant(f"{kind} {name} {number}", kernel, signature_of(kernel, pointers, constants, pointer),
+                          constants, b.warps, b.stages, ("n", "quads", "words"),
+                          work={"bytes": size, "flops": 8 * b.m * quads})  # fmt: skip
+
+
+def _rows() -> Iterator[Variant]:
+    from .kernels.rows import KERNELS
+
+    for name in TYPES:
+        signature = {"x": f"*{name}", "mean": "*fp32", "scale": "*fp32", "k": "i32", "epsilon": "fp32"}
+        yield Variant(f"statistics {name}", KERNELS["statistics"], signature, {"CENTRED": True, "BLOCK": 1024}, 4, 1,
+                      ("k",))  # fmt: skip
+        for kind, codes, least in (("int8", "*i8", 80), ("e4m3", "*fp8e4nv", 90)):
+            signature = {"x": f"*{name}", "codes": codes, "scales": "*fp32", "k": "i32"}
+            constants = {"TOP": 127.0 if kind == "int8" else 448.0, "WHOLE": kind == "int8", "BLOCK": 2048}
+            yield Variant(f"quantize rows {kind} {name}", KERNELS["quantize_rows"], signature, constants, 4, 1, ("k",),
+                          least=least)  # fmt: skip

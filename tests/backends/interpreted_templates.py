@@ -1,0 +1,73 @@
+"""Run by ``test_triton_templates.py`` in a process of its own with the interpreter: kernels against PyTorch.
+
+Arguments are words that the name of a case must end with, or nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from burnish.backends.triton import fused, gemm, products
+from burnish.tools.gpu_correctness import cases, pruned
+from burnish.tools.gpu_decoder import Shape, right
+
+
+def _forms() -> None:
+    """What the cases leave out: other blocks, prologues, types of the result."""
+    import burnish.backends.triton.packing as packing
+
+    x, w = torch.randn(5, 96), torch.randn(40, 96)
+    bias = torch.randn(40)
+    want = x.double() @ w.double().T + bias.double()
+    for tiles in (*gemm.SINGLE, gemm.Tiles(16, 32, 16, 3, 4, 1)):
+        got = gemm.gemm(x, w, bias, tiles=tiles, epilogue=fused.multiplied(torch.full((5, 40), 2.0), "relu"))
+        assert torch.allclose(got.double(), 2 * want.relu(), atol=1e-4), tiles
+    norm, shift = torch.randn(96), torch.randn(96)
+    got = gemm.gemm(x, w, bias, prologue=fused.layer_norm(x, norm, shift, 1e-5))
+    inner = torch.nn.functional.layer_norm(x.double(), (96,), norm.double(), shift.double(), 1e-5)
+    assert torch.allclose(got.double(), inner @ w.double().T + bias.double(), atol=1e-4)
+    up = torch.randn(5, 96)
+    got = gemm.gemm(x, w, bias, prologue=fused.gate_prologue(up))
+    inner = torch.nn.functional.silu(x.double()) * up.double()
+    assert torch.allclose(got.double(), inner @ w.double().T + bias.double(), atol=1e-4)
+    half = gemm.gemm(x.half(), w.half(), dtype=torch.float32)
+    assert half.dtype == torch.float32
+    assert torch.allclose(half.double(), x.half().double() @ w.half().double().T, atol=1e-3)
+    copied = torch.randn(5, 192)[:, ::2]  # not contiguous
+    assert torch.allclose(gemm.gemm(copied, w).double(), copied.double() @ w.double().T, atol=1e-4)
+    sparse = pruned(33, 36, torch.float32, "cpu")
+    y = torch.randn(2, 9, 36)
+    for blocks in (products.BLOCKS[0], products.BLOCKS_FLOAT32[2]):
+        got = products.sparse24(y, packing.pack24(sparse), blocks=blocks)
+        assert torch.allclose(got.double(), y.double() @ sparse.double().T, atol=1e-4)
+
+
+def _tma() -> None:
+    """The kernel with tensor descriptors, which a launch takes on Hopper GPUs alone."""
+    x, w = torch.randn(40, 64).half(), torch.randn(24, 64).half()
+    product = fused.Product(x, 1, 40, 24, 1, None, fused.PLAIN, torch.float16)
+    gemm._launch_tma(x, w, product, gemm.Tiles(16, 16, 32, 1, 4, 2, tma=True), 64)
+    want = x.double() @ w.double().T
+    assert float((product.finished()[0].double() - want).abs().max() / want.abs().max()) < 4e-3
+
+
+def main(endings: list[str]) -> None:
+    torch.manual_seed(0)
+    ran = 0
+    for case in cases("cpu", large=False):
+        if endings and not case.name.endswith(tuple(endings)):
+            continue
+        error = case.error()
+        assert error <= 1, f"{case.name}: {error} of what is allowed"
+        ran += 1
+    _forms()
+    _tma()
+    # Roundings to bfloat16 of activations in turn.
+    small = Shape(layers=1, hidden=64, inner=96, heads=4, vocabulary=64, capacity=32, past=17)
+    assert right("cpu", small) < 4e-2
+    print(f"{ran} cases, all right")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

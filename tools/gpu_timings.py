@@ -1,0 +1,192 @@
+"""Timings of the Triton kernels on a GPU, beside eager PyTorch, Inductor, and the vendor's kernels."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..backends.triton import attention, codes, packing, products, quantized
+from .gpu_correctness import pruned
+
+SHAPES = ((4096, 4096), (22016, 4096), (4096, 11008))
+"""Output and input channels of Llama-7B's products; gate and up are one."""
+ROWS = (1, 4, 16)
+GROUP = 128
+_ROTATED = 384 << 20
+"""Bytes of copies of the operands that a measurement goes through: several times what a second-level cache holds."""
+_ROUNDS = 15
+_WARM = 3
+
+
+def median_seconds(calls: Sequence[Callable[[], Any]], *, rounds: int = _ROUNDS) -> tuple[float, float]:
+    """Median time and spread (half the range of the middle 80 %) of one of several alike calls, as a CUDA graph.
+
+    Each call has data of its own, so that none finds it in a cache.
+    """
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for call in calls:
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    times = []
+    for i in range(_WARM + rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        if i >= _WARM:
+            times.append(start.elapsed_time(end) / 1e3 / len(calls))
+    times.sort()
+    cut = len(times) // 10
+    return times[len(times) // 2], (times[-1 - cut] - times[cut]) / 2
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second, read and written, of a copy of 256 MiB."""
+    source = [torch.empty(256 << 20, dtype=torch.uint8, device="cuda") for _ in range(2)]
+    target = torch.empty_like(source[0])
+    seconds, _ = median_seconds([partial(target.copy_, s) for s in source])
+    return 2 * (256 << 20) / seconds
+
+
+def read_bandwidth() -> float:
+    """Bytes a second that a sum reads: the bound of products of few rows."""
+    source = [torch.zeros(128 << 20, dtype=torch.float32, device="cuda") for _ in range(2)]
+    seconds, _ = median_seconds([partial(torch.sum, s) for s in source])
+    return 4 * (128 << 20) / seconds
+
+
+def weight_bytes(kernel: str, n: int, k: int) -> float:
+    """Bytes of the weights that a kernel reads, bfloat16 scales included."""
+    return {
+        "bf16": 2 * n * k, "sparse24": n * k * (1 + 1 / 8), "sparse24 w4": n * k * (1 / 4 + 1 / 8 + 2 / 64),
+        "w4": n * k * (1 / 2 + 2 / GROUP), "nf4": n * k * (1 / 2 + 2 / GROUP), "w8": n * k + 2 * n,
+        "e4m3": n * k + 2 * n,
+    }[kernel.split(",")[0]]  # fmt: skip
+
+
+def few_rows(deadline: float, shapes: Sequence[tuple[int, int]] = SHAPES) -> list[dict[str, Any]]:
+    """Products of 1 to 16 rows: ours beside cuBLAS, cuSPARSELt and torchao, at Llama-7B's shapes."""
+    reading = read_bandwidth()
+    found: list[dict[str, Any]] = []
+    for rows in ROWS:
+        for n, k in shapes:
+            if time.monotonic() > deadline:
+                return found
+            x = torch.randn(rows, k, device="cuda", dtype=torch.bfloat16)
+            copies = max(2, math.ceil(_ROTATED / (2 * n * k)))
+            dense = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
+            base, spread = median_seconds([partial(F.linear, x, w) for w in dense])
+            found.append(_row("bf16, cuBLAS", n, k, rows, base, spread, base, reading))
+            for name, calls in _few_row_sides(x, dense).items():
+                try:
+                    seconds, spread = median_seconds(calls())
+                except Exception as error:
+                    found.append({"kernel": name, "n": n, "k": k, "rows": rows, "left_out": str(error).strip()[:200]})
+                    continue
+                found.append(_row(name, n, k, rows, seconds, spread, base, reading))
+    return found
+
+
+def _row(
+    name: str, n: int, k: int, rows: int, seconds: float, spread: float, base: float, reading: float
+) -> dict[str, Any]:  # fmt: skip
+    row: dict[str, Any] = {"kernel": name, "n": n, "k": k, "rows": rows, "microseconds": seconds * 1e6,
+                           "spread": spread * 1e6, "times_cublas_bf16": base / seconds}  # fmt: skip
+    if name.split(",")[0] in ("bf16", "sparse24", "sparse24 w4", "w4", "nf4", "w8", "e4m3"):
+        moved = weight_bytes(name, n, k) + 2 * rows * (n + k)
+        row |= {"gigabytes_per_second": moved / seconds / 1e9, "of_read_bandwidth": moved / seconds / reading}
+    return row
+
+
+def _few_row_sides(x: Tensor, dense: Sequence[Tensor]) -> dict[str, Callable[[], list[Callable[[], Any]]]]:
+    def packed(pack: Callable[[Tensor], Any], run: Callable[..., Any], some: Sequence[Tensor] = dense) -> Any:
+        # Copies enough to leave the cache, also when they are small.
+        weights = [pack(w) for w in some]
+        return [partial(run, x, w) for w in weights]
+
+    n, k = dense[0].shape
+    sparse = [pruned(n, k, torch.bfloat16, "cuda") for _ in dense[:2]] * (len(dense) // 2)
+    more = list(dense) * 4
+    return {
+        "w4": lambda: packed(partial(codes.quantize4, group=GROUP), quantized.w4a16, more),
+        "nf4": lambda: packed(partial(codes.tabulate4, group=GROUP), quantized.w4a16, more),
+        "w8": lambda: packed(codes.quantize8, quantized.w8a16, list(dense) * 2),
+        "e4m3": lambda: packed(codes.float8, quantized.w8a16, list(dense) * 2),
+        "sparse24": lambda: packed(packing.pack24, products.sparse24, sparse * 2),
+        "sparse24 w4": lambda: packed(packing.quantize24, products.sparse24_w4, sparse * 4),
+        "cuSPARSELt 2:4": lambda: packed(torch.sparse.to_sparse_semi_structured, F.linear, sparse),
+        "torchao int4": lambda: _torchao(x, dense),
+    }
+
+
+def _torchao(x: Tensor, dense: Sequence[Tensor]) -> list[Callable[[], Any]]:
+    from torchao.quantization import Int4WeightOnlyConfig, quantize_
+
+    layers = []
+    for w in list(dense) * 4:
+        layer = torch.nn.Linear(w.shape[1], w.shape[0], bias=False, device="meta", dtype=w.dtype)
+        layer.weight = torch.nn.Parameter(w, requires_grad=False)
+        quantize_(layer, Int4WeightOnlyConfig(group_size=GROUP))
+        layers.append(partial(layer, x))
+    return layers
+
+
+def attention_forward(deadline: float) -> list[dict[str, Any]]:
+    """Attention of 4,096 to 16,384 tokens beside PyTorch's fastest: bfloat16, 32 heads of 128, causal and not."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    found: list[dict[str, Any]] = []
+    for length in (4096, 8192, 16384):
+        for causal in (True, False):
+            if time.monotonic() > deadline:
+                return found
+            q, k, v = (torch.randn(1, 32, length, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+            flops = 4 * 32 * length**2 * 128 / (2 if causal else 1)
+            seconds = {"ours": median_seconds([partial(attention.attention, q, k, v, causal=causal)], rounds=7)[0]}
+            for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+                try:
+                    with sdpa_kernel(backend):
+                        call = partial(F.scaled_dot_product_attention, q, k, v, is_causal=causal)
+                        seconds[backend.name.lower()] = median_seconds([call], rounds=7)[0]
+                except Exception as error:
+                    print(f"left out: {backend.name} at {length}: {str(error).strip()[:200]}")
+            best = min((s for name, s in seconds.items() if name != "ours"), default=float("nan"))
+            found.append({"length": length, "causal": causal, **{f"{n}_ms": s * 1e3 for n, s in seconds.items()},
+                          "teraflops": flops / seconds["ours"] / 1e12,
+                          "times_best_sdpa": best / seconds["ours"]})  # fmt: skip
+    return found
+
+
+def decoding_attention(deadline: float) -> list[dict[str, Any]]:
+    """One query against 4,096 and 16,384 keys: 32 heads, 32 or 8 heads of keys, beside PyTorch's choice."""
+    found: list[dict[str, Any]] = []
+    reading = read_bandwidth()
+    for keys in (4096, 16384):
+        for shared in (32, 8):
+            if time.monotonic() > deadline:
+                return found
+            copies = max(2, math.ceil(_ROTATED / (4 * shared * keys * 128)))
+            q = torch.randn(1, 32, 1, 128, device="cuda", dtype=torch.bfloat16)
+            caches = [tuple(torch.randn(1, shared, keys, 128, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+                      for _ in range(copies)]  # fmt: skip
+            ours, spread = median_seconds([partial(attention.decode, q, k, v) for k, v in caches])
+            sdpa, _ = median_seconds([partial(F.scaled_dot_product_attention, q, k, v, enable_gqa=shared < 32)
+                                      for k, v in caches])  # fmt: skip
+            moved = 4 * shared * keys * 128
+            found.append({"keys": keys, "shared": shared, "microseconds": ours * 1e6, "spread": spread * 1e6,
+                          "of_read_bandwidth": moved / ours / reading, "times_sdpa": sdpa / ours})  # fmt: skip
+    return found
