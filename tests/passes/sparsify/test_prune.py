@@ -12,7 +12,7 @@ from burnish.ir.errors import CalibrationError, OptionError, SelectorError
 from burnish.ir.graph import SPARSITY, constant
 from burnish.ir.verify import verify
 from burnish.passes import Prune, Quantize
-from burnish.passes.base import Context
+from burnish.passes.base import Context, Zeros
 from burnish.passes.sparsify.pattern import Pattern, follows
 
 Array = np.ndarray[Any, Any]
@@ -55,6 +55,22 @@ def test_half_of_the_weights_go(parse: Parse, calibrated: Calibrated, metric: st
     marks = [node.metadata_props.get(SPARSITY) for node in graph.graph if node.op_type == "MatMul"]
     assert marks == [f"{pattern} 0.5000"] * 2
     assert "nothing faster here" in outcome.remarks[-1].reason and outcome.remarks[-1].kind == "missed"
+
+
+def test_what_zeros_are_worth_here_is_measured_and_told(parse: Parse) -> None:
+    """A request that cannot pay is done, with a warning that shows the ratio; tall blocks hear of `CompactZeros`."""
+
+    def cost(m: int, k: int, n: int, scheme: Any) -> float:
+        return 1.04 if isinstance(scheme, Zeros) else 1.0
+
+    for pattern, more in (("unstructured", False), ("32x1", True), ("8x8", False)):
+        graph, _ = _mlp(parse)
+        outcome = Prune(pattern=pattern, metric="magnitude").run(graph, Context(cost=cost))
+        last = outcome.remarks[-1]
+        assert last.kind == "missed" and last.values["time_ratio"] == 1.04
+        assert "measured on this machine, a product with these zeros takes 1.04 times" in last.reason
+        assert ("CompactZeros" in last.reason) == more
+        assert outcome.changed
 
 
 def test_the_order_of_methods_on_outputs(parse: Parse, calibrated: Calibrated, outputs: Outputs) -> None:
