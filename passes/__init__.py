@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .algebra.simplify import SimplifyAlgebra as SimplifyAlgebra
     from .attention.linear import LinearizeAttention as LinearizeAttention
     from .attention.quantize_cache import QuantizeCache as QuantizeCache
     from .attention.sparse import SparseAttention as SparseAttention
@@ -57,6 +58,7 @@ _HOME = {
     "Recover": ".recover.recover",
     "Rotate": ".rotate.rotate",
     "ScaleSalientChannels": ".smooth.salient",
+    "SimplifyAlgebra": ".algebra.simplify",
     "SliceHidden": ".prune.slice_hidden",
     "SmoothQuant": ".smooth.smoothquant",
     "SparseAttention": ".attention.sparse",
@@ -87,6 +89,7 @@ __all__ = [
     "Recover",
     "Rotate",
     "ScaleSalientChannels",
+    "SimplifyAlgebra",
     "SliceHidden",
     "SmoothQuant",
     "SparseAttention",

@@ -25,6 +25,7 @@ class Entry:
 PASSES: dict[str, Entry] = {
     "canonicalize": Entry(".canonicalize.canonicalize", "Canonicalize"),
     "recover": Entry(".recover.recover", "Recover"),
+    "simplify_algebra": Entry(".algebra.simplify", "SimplifyAlgebra"),
     "drop_layers": Entry(".prune.layers", "DropLayers"),
     "slice_hidden": Entry(".prune.slice_hidden", "SliceHidden"),
     "prune_experts": Entry(".prune.experts", "PruneExperts"),

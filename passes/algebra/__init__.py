@@ -1,0 +1,1 @@
+from .simplify import SimplifyAlgebra as SimplifyAlgebra
