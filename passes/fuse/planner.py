@@ -92,7 +92,8 @@ class Planner:
         number = {node: index for index, node in enumerate(nodes)}
         makers = ([value.producer() for value in reads(node)] for node in nodes)
         before = [sorted({number[maker] for maker in needed if maker in number}) for needed in makers]
-        self._before = before
+        self.needs = before
+        """By node, the nodes whose results it reads."""
         self._after: list[list[int]] = [[] for _ in nodes]
         for index, needs in enumerate(before):
             for need in needs:
@@ -194,7 +195,7 @@ class Planner:
         """A node of ``b`` that is better off at the end of ``a``: (node, from, to)."""
         own = set(self.quotient.members[b])
         for node in self.quotient.members[b]:
-            needs = self._before[node]
+            needs = self.needs[node]
             homes = {self.quotient.home[need] for need in needs}
             if a not in homes or any(need in own for need in needs):
                 continue
@@ -230,7 +231,7 @@ class Planner:
         inside, seen, stack = set(members), {members[0]}, [members[0]]
         while stack:
             node = stack.pop()
-            for other in (*self._before[node], *self._after[node]):
+            for other in (*self.needs[node], *self._after[node]):
                 if other in inside and other not in seen:
                     seen.add(other)
                     stack.append(other)
@@ -244,7 +245,7 @@ class Planner:
         groups[target] = sorted([*groups[target], node])
         anchors = [groups[source][0], groups[target][0]]
         types = {member: self.types[name] for name, group in groups.items() for member in group[:1]}
-        self.quotient = Quotient(self._before, list(groups.values()))
+        self.quotient = Quotient(self.needs, list(groups.values()))
         self._refused.clear()
         self.types = types
         for name in anchors:
