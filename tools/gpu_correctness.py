@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backends.triton import attention, codes, fused, gemm, packing, products, quantized, rope
+from ..backends.triton import attention, codes, fused, gemm, pattern24, quantized, rope, sparse
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest error, relative to the largest output: a few roundings of the type, and sums in another order."""
@@ -175,12 +175,12 @@ def _sparse(device: str, dtype: torch.dtype, large: bool) -> Iterator[Case]:
     n, k = (1024, 4096) if large else (40, 128)
     for rows in (1, 17):
         weights, x = pruned(n, k, dtype, device), torch.randn(rows, k, device=device).to(dtype)
-        packed, coded = packing.pack24(weights), packing.quantize24(weights, 64)
+        packed, coded = pattern24.pack24(weights), pattern24.quantize24(weights, 64)
         yield Case(_named(f"sparse24 {rows} rows", dtype),
-                   lambda x=x, w=weights, p=packed: (products.sparse24(x, p), x.double() @ w.double().T),
+                   lambda x=x, w=weights, p=packed: (sparse.sparse24(x, p), x.double() @ w.double().T),
                    TOLERANCE[dtype])  # fmt: skip
         yield Case(_named(f"sparse24_w4 {rows} rows", dtype),
-                   lambda x=x, p=coded: (products.sparse24_w4(x, p), x.double() @ packing.dequantize24(p).double().T),
+                   lambda x=x, p=coded: (sparse.sparse24(x, p), x.double() @ pattern24.dequantize24(p).double().T),
                    TOLERANCE[dtype])  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backends.triton import attention, codes, packing, products, quantized
+from ..backends.triton import attention, codes, pattern24, quantized, sparse
 from .gpu_correctness import pruned
 
 SHAPES = ((4096, 4096), (22016, 4096), (4096, 11008))
@@ -119,16 +119,16 @@ def _few_row_sides(x: Tensor, dense: Sequence[Tensor]) -> dict[str, Callable[[],
         return [partial(run, x, w) for w in weights]
 
     n, k = dense[0].shape
-    sparse = [pruned(n, k, torch.bfloat16, "cuda") for _ in dense[:2]] * (len(dense) // 2)
+    weights24 = [pruned(n, k, torch.bfloat16, "cuda") for _ in dense[:2]] * (len(dense) // 2)
     more = list(dense) * 4
     return {
         "w4": lambda: packed(partial(codes.quantize4, group=GROUP), quantized.w4a16, more),
         "nf4": lambda: packed(partial(codes.tabulate4, group=GROUP), quantized.w4a16, more),
         "w8": lambda: packed(codes.quantize8, quantized.w8a16, list(dense) * 2),
         "e4m3": lambda: packed(codes.float8, quantized.w8a16, list(dense) * 2),
-        "sparse24": lambda: packed(packing.pack24, products.sparse24, sparse * 2),
-        "sparse24 w4": lambda: packed(packing.quantize24, products.sparse24_w4, sparse * 4),
-        "cuSPARSELt 2:4": lambda: packed(torch.sparse.to_sparse_semi_structured, F.linear, sparse),
+        "sparse24": lambda: packed(pattern24.pack24, sparse.sparse24, weights24 * 2),
+        "sparse24 w4": lambda: packed(pattern24.quantize24, sparse.sparse24, weights24 * 4),
+        "cuSPARSELt 2:4": lambda: packed(torch.sparse.to_sparse_semi_structured, F.linear, weights24),
         "torchao int4": lambda: _torchao(x, dense),
     }
 

@@ -1,9 +1,13 @@
-"""Assembly that turns 4 bytes of 4-bit codes into 8 numbers of 16 bits, for ``kernels/four_bits.py``.
+"""Assembly that turns 4 bytes of 4-bit codes into 8 numbers of 16 bits, and values with masks into sparse quads.
 
 Integers: a byte permutation puts a code below the exponent of 2^7 (bfloat16) or 2^10 (float16), which makes it
 ``128 + c`` or ``1024 + c``; a fused multiply-add of two numbers at a time takes 136 or 1032 away, exactly (after Kim et
 al. 2022, "Who Says Elephants Can't Run", section 4). Tables: the 16 values are two tables of 16 bytes in registers; a
 permutation looks four places up in 8 bytes, the code's highest bit chooses between two of them.
+
+Quads: the lowest bit of a quad's mask of two is its first value's place, the other its second's. A shift brings the bit
+of a place to the top of its byte, and a permutation that repeats top bits makes of it 16 ones or zeros, which the value
+is masked with: about 10 instructions for 4 quads' numbers at a place.
 """
 
 from __future__ import annotations
@@ -73,3 +77,31 @@ def table(values: Sequence[float], dtype: torch.dtype) -> str:
 
 def _words(entries: Sequence[int]) -> list[int]:
     return [sum(entries[4 * i + j] << 8 * j for j in range(4)) for i in range(4)]
+
+
+def expand24(half: int, codes: torch.dtype | None = None) -> str:
+    """Four planes of 4 quads: $0 to $7, two registers each; from masks $8, and values $9 to $12 or codes $9.
+
+    Args:
+        half: which half of the masks' bytes.
+        codes: the type of the numbers if they come as codes of 4 bits, both of a quad in a byte.
+    """
+    lines = [".reg .b32 mask, first, second, less_one, a, b, one0, one1, other0, other1;"]
+    lines += ["shr.u32 mask, $8, 4;"] if half else ["mov.b32 mask, $8;"]
+    lines += ["and.b32 mask, mask, 0x0f0f0f0f;", "sub.u32 less_one, mask, 0x01010101;",
+              "and.b32 second, mask, less_one;", "xor.b32 first, mask, second;"]  # fmt: skip
+    if codes is None:
+        lines += ["mov.b32 one0, $9;", "mov.b32 one1, $10;", "mov.b32 other0, $11;", "mov.b32 other1, $12;"]
+    else:
+        text = integers(codes).replace("$4", "$9")
+        for place, name in enumerate(("one0", "one1", "other0", "other1")):
+            text = text.replace(f"${place},", f"{name},")
+        lines += text.strip().splitlines()
+    for place in range(4):
+        lines += [f"shl.b32 a, first, {7 - place};", f"shl.b32 b, second, {7 - place};"]
+        for pair, repeat in ((0, "0x9988"), (1, "0xbbaa")):
+            out = f"${2 * place + pair}"
+            lines += ["{ .reg .b32 m, o, t;", f"prmt.b32 m, a, a, {repeat};", f"prmt.b32 o, b, b, {repeat};",
+                      f"and.b32 t, one{pair}, m;", f"and.b32 o, other{pair}, o;",
+                      f"or.b32 {out}, t, o; }}"]  # fmt: skip
+    return "{\n" + "\n".join(lines) + "\n}\n"

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from . import gemm, products, quantized
+from . import gemm, quantized, sparse
 from .aot import Variant
 from .codes import NF4
+from .pattern24 import Sparse24, Sparse24Codes
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-_SIZES = ("rows", "n", "k", "groups", "batches", "quads", "words", "x_batch", "x_row", "w_batch", "w_row")
+_SIZES = ("rows", "n", "k", "groups", "batches", "blocks", "x_batch", "x_row", "w_batch", "w_row")
 
 
 def product_variants() -> Iterator[Variant]:
@@ -184,22 +185,27 @@ def _scaled() -> Iterator[Variant]:
 
 
 def _sparse(name: str, dtype: torch.dtype) -> Iterator[Variant]:
-    from .kernels.products import KERNELS
+    from .kernels.sparse import KERNELS
 
     pointer = f"*{name}"
-    single = dtype == torch.float32
-    for number, b in enumerate(products.BLOCKS_FLOAT32 if single else products.BLOCKS):
-        for kind, kernel in KERNELS.items():
-            constants: dict[str, Any] = {
-                "BLOCK_M": b.m, "BLOCK_N": b.n, "BLOCK_Q": b.quads if kind == "sparse24" else 16, "SPLITS": b.splits,
-                "HAS_BIAS": b.splits == 1, "PRECISION": "ieee" if single else "tf32", "EXACT": False,
-            }  # fmt: skip
-            pointers = {"codes": "*u8", "places": "*i32", "y": "*fp32" if b.splits > 1 else pointer}
-            quads = b.n * constants["BLOCK_Q"]
-            size = quads * (2 * dtype.itemsize + 0.5 if kind == "sparse24" else 1.5)
-            yield Variant(f"{kind} {name} {number}", kernel, signature_of(kernel, pointers, constants, pointer),
-                          constants, b.warps, b.stages, ("n", "quads", "words"),
-                          work={"bytes": size, "flops": 8 * b.m * quads})  # fmt: skip
+    kernel = KERNELS["sparse24"]
+    nothing = torch.empty(0)
+    for kind, weights in (
+        ("", Sparse24(nothing, nothing, 0)), ("_w4 g64", Sparse24Codes(nothing, nothing, nothing, 64, 0)),
+        ("_w4 g128", Sparse24Codes(nothing, nothing, nothing, 128, 0)),
+    ):  # fmt: skip
+        coded = bool(kind)
+        s = (sparse.FEW_FLOAT32 if dtype == torch.float32 else sparse.FEW)[coded]
+        constants: dict[str, Any] = {
+            "BLOCK_M": s.m, "BLOCK_N": s.n, "PARTS": s.parts, "EXACT": False, **sparse.constants(dtype, weights),
+            **_fused(),
+        }  # fmt: skip
+        pointers = {"values": "*u8" if coded else pointer, "masks": "*u8"}
+        quads = 32 * s.n * s.parts
+        size = quads * (1.5 if coded else 2 * dtype.itemsize + 0.5)
+        yield Variant(f"sparse24{kind} {name}", kernel, signature_of(kernel, pointers, constants, pointer), constants,
+                      s.warps, s.stages, ("n", "blocks", "groups"),
+                      work={"bytes": size, "flops": 8 * s.m * quads})  # fmt: skip
 
 
 def _rows() -> Iterator[Variant]:

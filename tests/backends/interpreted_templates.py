@@ -8,15 +8,13 @@ from __future__ import annotations
 import sys
 
 import torch
-from burnish.backends.triton import fused, gemm, products
+from burnish.backends.triton import fused, gemm, pattern24, sparse
 from burnish.tools.gpu_correctness import cases, pruned
 from burnish.tools.gpu_decoder import Shape, right
 
 
 def _forms() -> None:
     """What the cases leave out: other blocks, prologues, types of the result."""
-    import burnish.backends.triton.packing as packing
-
     x, w = torch.randn(5, 96), torch.randn(40, 96)
     bias = torch.randn(40)
     want = x.double() @ w.double().T + bias.double()
@@ -36,11 +34,10 @@ def _forms() -> None:
     assert torch.allclose(half.double(), x.half().double() @ w.half().double().T, atol=1e-3)
     copied = torch.randn(5, 192)[:, ::2]  # not contiguous
     assert torch.allclose(gemm.gemm(copied, w).double(), copied.double() @ w.double().T, atol=1e-4)
-    sparse = pruned(33, 36, torch.float32, "cpu")
+    weights = pruned(33, 36, torch.float32, "cpu")
     y = torch.randn(2, 9, 36)
-    for blocks in (products.BLOCKS[0], products.BLOCKS_FLOAT32[2]):
-        got = products.sparse24(y, packing.pack24(sparse), blocks=blocks)
-        assert torch.allclose(got.double(), y.double() @ sparse.double().T, atol=1e-4)
+    got = sparse.sparse24(y, pattern24.pack24(weights), epilogue=fused.Epilogue("relu"))
+    assert torch.allclose(got.double(), (y.double() @ weights.double().T).relu(), atol=1e-4)
 
 
 def _tma() -> None:

@@ -1,9 +1,9 @@
 """How weights with the pattern 2:4 lie in memory for the kernels.
 
 A *quad* is 4 neighbouring input channels of a row, of which the pattern 2:4 keeps two. Values come in two planes, the
-first kept value of each quad and the second, so that neighbouring threads read neighbouring numbers. The places of both
-in their quad are 2 bits each, 4 bits a quad, 8 quads a 32-bit word. With 4-bit codes a quad is one byte: the code of
-the first value in the low half.
+first kept value of each quad and the second, so that neighbouring threads read neighbouring numbers. Which two they are
+is a mask of 4 bits; a byte has those of two quads of a block of 32, quad j below and quad j + 16 above. With 4-bit
+codes a quad is one byte: the code of the first value in the low half.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from torch import Tensor
 
 from ...ir.errors import ModelError
 
-QUADS_PER_WORD = 8
-COLUMNS_PER_WORD = 4 * QUADS_PER_WORD
+BLOCK = 32
+"""Quads of a block: columns are padded to whole blocks."""
+_COLUMNS = 4 * BLOCK
+_HALF = _COLUMNS // 2
+"""Columns of half a block, which may have a scale of their own."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,12 @@ class Sparse24:
 
     Attributes:
         values: [2, N, K / 4], the first and the second kept value of each quad.
-        places: int32 [N, K / 32], where they are.
-        columns: K before it was padded to a multiple of 32.
+        masks: uint8 [N, K / 8], where they are.
+        columns: K before it was padded to a multiple of 128.
     """
 
     values: Tensor
-    places: Tensor
+    masks: Tensor
     columns: int
 
     @property
@@ -45,15 +48,22 @@ class Sparse24Codes:
 
     Attributes:
         codes: uint8 [N, K / 4], one byte a quad.
-        places: int32 [N, K / 32].
+        masks: uint8 [N, K / 8].
         scales: [N, K / group].
         group: columns that share a scale.
+        columns: K before it was padded to a multiple of 128.
     """
 
     codes: Tensor
-    places: Tensor
+    masks: Tensor
     scales: Tensor
     group: int
+    columns: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K), K padded."""
+        return self.codes.shape[0], 4 * self.codes.shape[1]
 
 
 def pack24(weights: Tensor) -> Sparse24:
@@ -63,13 +73,13 @@ def pack24(weights: Tensor) -> Sparse24:
         ModelError: a quad has more, which one is said; or K is no multiple of 4.
     """
     values, places = _chosen(weights)
-    return Sparse24(torch.stack([values[..., 0], values[..., 1]]).contiguous(), _words(places), weights.shape[1])
+    return Sparse24(torch.stack([values[..., 0], values[..., 1]]).contiguous(), _masks(places), weights.shape[1])
 
 
 def unpack24(packed: Sparse24) -> Tensor:
     """The weights [N, K]."""
     values = packed.values.permute(1, 2, 0)
-    return _spread(values, _unwords(packed.places))[:, : packed.columns]
+    return _spread(values, _unmasks(packed.masks))[:, : packed.columns]
 
 
 def quantize24(weights: Tensor, group: int = 64) -> Sparse24Codes:
@@ -81,11 +91,13 @@ def quantize24(weights: Tensor, group: int = 64) -> Sparse24Codes:
     _check_group(weights, group)
     values, places = _chosen(weights)
     n, quads, _ = values.shape
+    # What pads the last block has scales, too.
     grouped = values.reshape(n, -1, group // 4 * 2)
     scales = _scales(grouped)
     codes = _round(grouped, scales).reshape(n, quads, 2)
     packed = codes[..., 0] | (codes[..., 1] << 4)
-    return Sparse24Codes(packed.to(torch.uint8).contiguous(), _words(places), scales.to(weights.dtype), group)
+    return Sparse24Codes(packed.to(torch.uint8).contiguous(), _masks(places), scales.to(weights.dtype), group,
+                         weights.shape[1])  # fmt: skip
 
 
 def dequantize24(packed: Sparse24Codes) -> Tensor:
@@ -93,14 +105,14 @@ def dequantize24(packed: Sparse24Codes) -> Tensor:
     low, high = packed.codes & 15, packed.codes >> 4
     values = torch.stack([low, high], -1).to(packed.scales.dtype) - 8
     values = values * packed.scales.repeat_interleave(packed.group // 4, 1).unsqueeze(-1)
-    return _spread(values, _unwords(packed.places))
+    return _spread(values, _unmasks(packed.masks))[:, : packed.columns]
 
 
 def _check_group(weights: Tensor, group: int) -> None:
-    if group % COLUMNS_PER_WORD or weights.shape[1] % group:
+    if group not in (_HALF, _COLUMNS) or weights.shape[1] % group:
         raise ModelError(
-            f"{weights.shape[1]} input channels are no multiple of the group of {group}, or that is none of 32",
-            where="backends/triton", fix="choose a group of 32, 64 or 128 that divides them",
+            f"{weights.shape[1]} input channels are no multiple of the group of {group}, or no kernel has that group",
+            where="backends/triton", fix=f"choose a group of {_HALF} or {_COLUMNS} that divides them",
         )  # fmt: skip
 
 
@@ -114,13 +126,13 @@ def _round(grouped: Tensor, scales: Tensor) -> Tensor:
 
 
 def _chosen(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Kept values [N, K / 4, 2] and their places, K padded to whole words."""
+    """Kept values [N, K / 4, 2] and their places, K padded to whole blocks."""
     if weights.dim() != 2 or weights.shape[1] % 4:
         raise ModelError(
             f"weights of shape {list(weights.shape)} have no whole quads", where="backends/triton",
             fix="use a matrix whose input channels are a multiple of 4",
         )  # fmt: skip
-    short = -weights.shape[1] % COLUMNS_PER_WORD
+    short = -weights.shape[1] % _COLUMNS
     padded = torch.nn.functional.pad(weights, (0, short))
     quads = padded.reshape(len(padded), -1, 4)
     nonzero = quads != 0
@@ -135,17 +147,17 @@ def _chosen(weights: Tensor) -> tuple[Tensor, Tensor]:
     return quads.gather(-1, order), order
 
 
-def _words(places: Tensor) -> Tensor:
-    nibbles = (places[..., 0] | (places[..., 1] << 2)).reshape(len(places), -1, QUADS_PER_WORD).long()
-    shifts = 4 * torch.arange(QUADS_PER_WORD, device=places.device)
-    words = (nibbles << shifts).sum(-1)
-    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32).contiguous()
+def _masks(places: Tensor) -> Tensor:
+    bits = ((1 << places[..., 0]) | (1 << places[..., 1])).to(torch.uint8).reshape(len(places), -1, 2, BLOCK // 2)
+    return (bits[:, :, 0] | (bits[:, :, 1] << 4)).reshape(len(places), -1).contiguous()
 
 
-def _unwords(words: Tensor) -> Tensor:
-    shifts = 4 * torch.arange(QUADS_PER_WORD, device=words.device)
-    nibbles = ((words.long().unsqueeze(-1) >> shifts) & 15).reshape(len(words), -1)
-    return torch.stack([nibbles & 3, nibbles >> 2], -1)
+def _unmasks(masks: Tensor) -> Tensor:
+    """Places [N, K / 4, 2] of the bits."""
+    grouped = masks.reshape(len(masks), -1, 1, BLOCK // 2)
+    nibbles = torch.cat([grouped & 15, grouped >> 4], 2).reshape(len(masks), -1)
+    bits = (nibbles.unsqueeze(-1) >> torch.arange(4, device=masks.device)) & 1
+    return torch.argsort(1 - bits.to(torch.int8), dim=-1, stable=True)[..., :2]
 
 
 def _spread(values: Tensor, places: Tensor) -> Tensor:

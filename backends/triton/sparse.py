@@ -1,0 +1,79 @@
+"""Products by weights with the pattern 2:4: checks, block sizes, and the launch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import unpacking
+from .fused import PLAIN, Epilogue, Product, checked, exact, interpreted
+from .pattern24 import BLOCK, Sparse24, Sparse24Codes
+from .quantized import Shares
+
+FEW = (Shares(16, 32, 4, 4, 3), Shares(16, 32, 4, 4, 3))
+"""For values and for codes. Bounded on purpose: each is compiled ahead of time and checked."""
+FEW_FLOAT32 = (Shares(16, 16, 2, 4, 2), Shares(16, 16, 2, 4, 2))
+
+
+def sparse24(
+    x: Tensor, weights: Sparse24 | Sparse24Codes, bias: Tensor | None = None, *, epilogue: Epilogue = PLAIN,
+    shares: Shares | None = None,
+) -> Tensor:  # fmt: skip
+    """``epilogue(x Wᵀ + bias)`` for weights with the pattern 2:4, as values or in 4-bit codes.
+
+    Args:
+        x: [..., K], float16, bfloat16 or float32, of the weights' type and on their device.
+        weights: packed.
+        bias: [N] or None.
+        epilogue: what happens to the result in registers; a gate is not fused.
+        shares: instead of the blocks chosen by type.
+
+    Returns:
+        [..., N] of the type of x.
+
+    Raises:
+        InputError: shapes, types or devices do not fit.
+    """
+    from .kernels.sparse import sparse24_kernel
+
+    coded = isinstance(weights, Sparse24Codes)
+    n, k = weights.shape
+    own = weights.scales if isinstance(weights, Sparse24Codes) else weights.values
+    flat = checked(x, weights.columns, n, own, bias, same=True)
+    rows, blocks = len(flat), k // (4 * BLOCK)
+    product = Product(flat, 1, rows, n, 1, bias, epilogue, x.dtype)
+    if product.result.numel():
+        s = shares or (FEW_FLOAT32 if x.dtype == torch.float32 else FEW)[coded]
+        values = weights.codes if isinstance(weights, Sparse24Codes) else weights.values
+        sparse24_kernel[(-(-n // s.n), -(-rows // s.m))](
+            _planes(flat, k), values, weights.masks, own, *product.pointers, rows, n, blocks,
+            weights.scales.shape[1] if isinstance(weights, Sparse24Codes) else 0,
+            BLOCK_M=s.m, BLOCK_N=s.n, PARTS=s.parts, **constants(x.dtype, weights),
+            EXACT=exact(x), **_finish(product), num_warps=s.warps, num_stages=s.stages,
+        )  # fmt: skip
+    return product.result.reshape(*x.shape[:-1], n)
+
+
+def constants(dtype: torch.dtype, weights: Sparse24 | Sparse24Codes) -> dict[str, Any]:
+    """The constexpr arguments that concern the weights."""
+    coded = isinstance(weights, Sparse24Codes)
+    plain = interpreted() or dtype == torch.float32
+    expand = ["" if plain else unpacking.expand24(half, dtype if coded else None) for half in (0, 1)]
+    halves = weights.group // (2 * BLOCK) if isinstance(weights, Sparse24Codes) else 1
+    return {"CODES": coded, "HALVES": halves, "EXPAND": expand[0], "EXPAND_HIGH": expand[1],
+            "PRECISION": "ieee" if dtype == torch.float32 else "tf32"}  # fmt: skip
+
+
+def _finish(product: Product) -> dict[str, Any]:
+    found = product.constants
+    del found["SPLITS"], found["GATED"]
+    return found
+
+
+def _planes(x: Tensor, k: int) -> Tensor:
+    """[rows, K] as [4, rows, K / 4], padded."""
+    if x.shape[1] < k:
+        x = torch.nn.functional.pad(x, (0, k - x.shape[1]))
+    return x.reshape(len(x), k // 4, 4).permute(2, 0, 1).contiguous()
