@@ -9,37 +9,42 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
 GPU_SECTIONS = {
-    "correctness": 150, "products": 110, "attention": 60, "decoding attention": 30, "blocks": 100, "decoder": 130,
+    "correctness": 150, "products": 110, "attention": 50, "decoding attention": 30, "blocks": 100, "decoder": 140,
 }  # fmt: skip
 """Sections on a GPU and the seconds that each may take: together under ten minutes."""
 CPU_SECTIONS = {"correctness": 300, "decoder, one small layer": 60, "roofline": 240}
 _MARGIN = 0.8
 """Part of its time after which a section starts nothing new."""
+_START = 10.0
+"""Seconds in which a process starts."""
 
 
-def correctness(deadline: float, only: str = "") -> dict[str, Any]:
-    """Every case of every kernel: its error as a part of what is allowed."""
+def check_share(share: int, shares: int, seconds: float) -> tuple[dict[str, float], dict[str, str], int]:
+    """Every ``shares``-th case: errors, failures by name, and how many were left out for lack of time."""
     from .gpu_correctness import cases
 
+    deadline = time.monotonic() + seconds
     torch.manual_seed(0)
     gpu = torch.cuda.is_available()
     errors: dict[str, float] = {}
-    problems: dict[str, str] = {}
+    failed: dict[str, str] = {}
     left = 0
-    for case in cases("cuda" if gpu else "cpu", large=gpu):
-        if only not in case.name:
+    for number, case in enumerate(cases("cuda" if gpu else "cpu", large=gpu)):
+        if number % shares != share:
             continue
         if time.monotonic() > deadline:
             left += 1
@@ -47,16 +52,32 @@ def correctness(deadline: float, only: str = "") -> dict[str, Any]:
         try:
             errors[case.name] = case.error()
         except Exception as error:
-            problems[case.name] = f"{type(error).__name__}: {str(error).strip()[-300:]}"
+            failed[case.name] = f"{type(error).__name__}: {str(error).strip()[-300:]}"
+    return errors, failed, left
+
+
+def correctness(deadline: float) -> dict[str, Any]:
+    """Every case of every kernel: its error as a part of what is allowed; processes share the compiling."""
+    seconds = deadline - time.monotonic() - _START
+    shares = min(8, max(1, (os.cpu_count() or 1) // 2)) if torch.cuda.is_available() else 1
+    errors: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    left = 0
+    with ProcessPoolExecutor(shares, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for part in [pool.submit(check_share, i, shares, seconds) for i in range(shares)]:
+            some, others, missed = part.result()
+            errors |= some
+            failed |= others
+            left += missed
     wrong = [name for name, error in errors.items() if not error <= 1]
     for name in wrong:
         print(f"WRONG  {name}: {errors[name]:.3g} of what is allowed")
-    for name, said in problems.items():
+    for name, said in failed.items():
         print(f"FAILED {name}: {said}")
     worst = max(errors.values(), default=0.0)
     print(f"{len(errors) - len(wrong)} right (worst {worst:.2g} of what is allowed), {len(wrong)} wrong, "
-          f"{len(problems)} failed, {left} left out for lack of time")  # fmt: skip
-    return {"errors": errors, "failed": problems, "left_out": left, "bad": len(wrong) + len(problems)}
+          f"{len(failed)} failed, {left} left out for lack of time")  # fmt: skip
+    return {"errors": errors, "failed": failed, "left_out": left, "bad": len(wrong) + len(failed)}
 
 
 def _rows(rows: list[dict[str, Any]]) -> dict[str, Any]:

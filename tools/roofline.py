@@ -27,7 +27,7 @@ SHOWN = (
     "w4 few bf16 g64 1", "w4 few bf16 g128 0", "w4 few bf16 g128 1", "w4 few zeros bf16 g128 1",
     "w4 few nf4 bf16 g128 1", "w4 few table bf16 g128 1", "w4 many bf16 g128 128x128", "w8 bf16 1",
     "w8 grouped zeros bf16 1", "w8 e4m3 bf16 1", "w8a8 integer 128x128x128/1", "w8a8 float 128x128x128/1",
-    "sparse24 bf16 1", "sparse24_w4 bf16 1", "attention bf16 d64", "attention causal bf16 d128", "decoding bf16 d128",
+    "sparse24 bf16", "sparse24_w4 g128 bf16", "attention bf16 d64", "attention causal bf16 d128", "decoding bf16 d128",
     "decoding int8 bf16 d128",
 )  # fmt: skip
 """Variants of the table."""

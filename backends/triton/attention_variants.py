@@ -79,7 +79,8 @@ def _decoding(name: str, dtype: torch.dtype, width: int) -> Iterator[Variant]:
     kernel = KERNELS["decoding"]
     for form in ("", " int8"):
         constants: dict[str, Any] = dict.fromkeys(("WINDOWED", "HAS_BIAS", "SOFT_CAP", "EXACT"), False)
-        constants |= {"BLOCK_M": b.m, "BLOCK_N": b.n, "BLOCK_D": width, "BLOCK_V": width, "SPLITS": 8,
+        # A size of 1 is a constant to Triton: another way through its compiler.
+        constants |= {"BLOCK_M": b.m, "BLOCK_N": b.n, "BLOCK_D": width, "BLOCK_V": width, "SPLITS": 8, "queries": 1,
                       "HAS_LENGTHS": True, "INTEGERS": bool(form),
                       "PRECISION": "ieee" if single else "tf32"}  # fmt: skip
         cache = "*i8" if form else f"*{name}"
@@ -100,7 +101,7 @@ def _rope(name: str) -> Iterator[Variant]:
 
     kernel = KERNELS["rope_cache"]
     for form, cache in (("", f"*{name}"), (" int8", "*i8")):
-        constants = {"BLOCK": 64, "PAIRS": False, "INTEGERS": bool(form)}
+        constants: dict[str, Any] = {"BLOCK": 64, "PAIRS": False, "INTEGERS": bool(form), "length": 1}
         pointers = {"cos": "*fp32", "sin": "*fp32", "positions": "*i64", "slots": "*i64", "k_cache": cache,
                     "v_cache": cache, "k_scales": "*fp32", "v_scales": "*fp32"}  # fmt: skip
         yield Variant(f"rope cache{form} {name}", kernel, _arguments(kernel, pointers, constants, f"*{name}"),

@@ -84,7 +84,7 @@ def _dense(name: str, dtype: torch.dtype) -> Iterator[Variant]:
             " gated normed": {"GATED": True, **_fused("silu", bias=False), **normed},
         }
         for form, extra in one_row.items():
-            constants = {"BLOCK_N": t.n, "BLOCK_K": t.k, "SPLITS": t.splits, **extra}
+            constants = {"BLOCK_N": t.n, "BLOCK_K": t.k, "SPLITS": t.splits, "rows": 1, **extra}
             kernel = KERNELS["gemv"]
             pointers = {"y": "*fp32" if t.splits > 1 else pointer, "p0": "*fp32" if extra["HAS_PROLOGUE"] else pointer}
             weights = t.n * t.k * (2 if extra["GATED"] else 1)
@@ -110,7 +110,7 @@ def _four_bits(name: str, dtype: torch.dtype) -> Iterator[Variant]:
     forms = {
         "": (False, False, integers, False), " zeros": (True, False, integers, False),
         " nf4": (False, True, baked, False), " table": (False, True, "", False),
-        " gated": (False, False, integers, True),
+        " gated": (False, False, integers, True), " one row": (False, False, integers, False),
     }  # fmt: skip
     table = quantized.FOUR_FEW_FLOAT32[:1] if single else quantized.FOUR_FEW
     for number, s in enumerate(table):
@@ -124,6 +124,9 @@ def _four_bits(name: str, dtype: torch.dtype) -> Iterator[Variant]:
                     "BLOCK_M": s.m, "BLOCK_N": s.n, "HALF": group // 2, "PARTS": s.parts, "HAS_ZEROS": zeros,
                     "TABLE": tabled, "UNPACK": unpack, "GATED": gated,
                 }  # fmt: skip
+                if form == " one row":
+                    # A size of 1 is a constant to Triton: another way through its compiler.
+                    constants["rows"] = 1
                 weights = s.n * group * s.parts * (2 if gated else 1)
                 yield Variant(f"w4 few{form} {name} g{group} {number}", few,
                               signature_of(few, pointers, constants, pointer), constants, s.warps, s.stages, ("n",),
