@@ -118,11 +118,15 @@ def _few_row_sides(x: Tensor, dense: Sequence[Tensor]) -> dict[str, Callable[[],
         weights = [pack(w) for w in some]
         return [partial(run, x, w) for w in weights]
 
+    def by_blocks(shares: quantized.Shares) -> Callable[[], list[Callable[[], Any]]]:
+        return lambda: packed(partial(codes.quantize4, group=GROUP), partial(quantized.w4a16, shares=shares), more)
+
     n, k = dense[0].shape
     weights24 = [pruned(n, k, torch.bfloat16, "cuda") for _ in dense[:2]] * (len(dense) // 2)
     more = list(dense) * 4
     return {
         "w4": lambda: packed(partial(codes.quantize4, group=GROUP), quantized.w4a16, more),
+        **{f"w4, blocks {i}": by_blocks(s) for i, s in enumerate(quantized.FOUR_FEW)},
         "nf4": lambda: packed(partial(codes.tabulate4, group=GROUP), quantized.w4a16, more),
         "w8": lambda: packed(codes.quantize8, quantized.w8a16, list(dense) * 2),
         "e4m3": lambda: packed(codes.float8, quantized.w8a16, list(dense) * 2),
