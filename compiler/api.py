@@ -34,7 +34,7 @@ def compile(
     threads: int | None = None,
     progress: bool | None = None,
 ) -> CompiledModel:
-    """Compile a model for ONNX Runtime.
+    """Compile a model for ONNX Runtime, or for another backend.
 
     Args:
         model: an ``nn.Module``, an ``ExportedProgram``, an ``onnx.ModelProto`` or an ``onnx_ir.Model`` (none is
@@ -46,7 +46,8 @@ def compile(
         calibration: inputs for passes that look at data; any iterable of what ``example_inputs`` may be.
         evaluation: inputs that calibration does not see: on up to 8 of them the outputs are compared with those of the
             model as it came, for the report; without any, on calibration inputs.
-        backend: ``"auto"`` or ``"onnxruntime"``.
+        backend: ``"auto"`` or ``"onnxruntime"``; ``"triton"``: generated kernels on a GPU, after the pass ``fuse`` (or,
+            slowly, on the CPU under ``TRITON_INTERPRET=1``); ``"reference"``: node by node with PyTorch.
         verify: ``"off"``, ``"structure"`` (the graph, after each pass) or ``"numerics"`` (also its outputs).
         prefill: passes of a second graph of a language model, which ``generate`` runs on prompts, with the same cache:
             ``passes="w4a16", prefill="w8a8"`` decodes at 4 bits and reads prompts in int8.

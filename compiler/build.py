@@ -25,7 +25,6 @@ from ..ir.errors import (
     OptionError,
     OutputError,
     PassError,
-    UnsupportedError,
     VerificationError,
     nearest,
 )
@@ -38,7 +37,9 @@ from .cache import Cache, cacheable, digest_graph, digest_path, key_of, open_cac
 from .calibration import DataFile, digest_inputs
 from .checks import accuracy_check, numerics_check, pass_context
 from .inputs import Calibration
+from .kernels import describe, on_kernels
 from .measure import measure, node_count, weight_count
+from .model import ANYWHERE
 from .phases import add_generation, add_prefill
 from .pipeline import Callback, PassRecord, Verify, check_mode, run_passes
 from .progress import Progress, silent
@@ -49,8 +50,7 @@ from .statistics import Statistics, on_random_tokens
 from .storage import write_manifest, writing
 from .verification import StructureCheck
 
-_BACKENDS = ("auto", "onnxruntime")
-_LATER = ("triton", "reference")
+_BACKENDS = ("auto", "onnxruntime", *ANYWHERE)
 _CHECKED_SIZE = 512 << 20
 """Files up to this many bytes are opened once more after they are written: opening costs time and memory."""
 _SHARED_SIZE = 1 << 20
@@ -64,7 +64,7 @@ class Recipe:
 
     Attributes:
         passes: in the order they run, implied ones included.
-        target: ``onnxruntime`` or ``onnx``.
+        target: ``onnxruntime``, ``onnx``, ``triton`` or ``reference``.
         verify: mode of verification.
         calibration: the user's inputs.
         prefill: passes of the graph that a decoder runs on prompts, if it is to have one of its own.
@@ -110,17 +110,17 @@ def recipe(
 
     Raises:
         OptionError: one does not exist, or the passes are in an order that does not work.
-        UnsupportedError: a backend that is not there yet.
+        UnsupportedError: a backend that cannot run here.
     """
-    if backend in _LATER:
-        raise UnsupportedError(
-            f"the backend {backend!r} is not there yet", where="backend=", fix='use backend="onnxruntime"'
-        )
     if backend not in _BACKENDS:
         raise OptionError(f"there is no backend {backend!r}", where="backend=", fix=nearest(str(backend), _BACKENDS))
     if target not in TARGETS:
         raise OptionError(f"there is no target {target!r}", where="target=", fix=nearest(str(target), TARGETS))
     listed = implied(parse(passes))
+    if backend in ANYWHERE:
+        target = backend
+    if backend == "triton":
+        listed = on_kernels(listed)
     check_order(listed)
     if prefill is None:
         return Recipe(tuple(listed), target, check_mode(verify), calibration, None, evaluation)
@@ -276,7 +276,8 @@ def _compile(
         why = "how far an approximate pass changes the outputs was not measured: no calibration inputs were given"
         remarks.append(Remark("skipped", "", why))
     if how.verify == "numerics" or (approximate and calibration is not None):
-        numerics, said = numerics_check(source, imported, calibration, how.passes, how.target, empty=changing)
+        against = "onnx" if how.target in ANYWHERE else how.target
+        numerics, said = numerics_check(source, imported, calibration, how.passes, against, empty=changing)
         remarks += said
         callbacks.append(numerics)
     path = folder / MODEL_FILE
@@ -301,7 +302,7 @@ def _compile(
                 imported = retyped(imported)
                 decoder = imported.decoder if decoder is not None else None
         with _timed(seconds, "lowering"):
-            backend = lower(graph, target=how.target)
+            backend = [] if how.target in ANYWHERE else lower(graph, target=how.target)
             if how.verify != "off":
                 _verify_lowered(graph, records)
         for name in (MANIFEST_KEY, REPORT_KEY):  # of a model that was compiled before and loaded with onnx
@@ -316,6 +317,11 @@ def _compile(
                         (folder / name).write_bytes(content)
                     else:
                         shutil.copyfile(content, folder / name)
+        if how.target in ANYWHERE:
+            with _timed(seconds, "generating"):
+                names, said = describe(graph, how.target, folder, imported.decoder is not None)
+            companions |= set(names)
+            backend += said
         figures = None
         if accuracy is not None:
             with _timed(seconds, "comparing"):
@@ -371,7 +377,7 @@ def _compile(
         runtime=runtime,
         inputs=tuple(imported.signature.inputs),
         outputs=tuple(imported.signature.outputs),
-        decoder=imported.decoder,
+        decoder=None if how.target in ANYWHERE else imported.decoder,
         data=record(data_file(path)) if data_file(path).exists() else None,
         weights=weights,
         weight_bytes=sizes.weight_bytes,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..ir.errors import ArtifactError, UnsupportedError
+from ..ir.errors import ArtifactError, InputError, UnsupportedError
 from ..ir.signature import DecoderSpec, Signature, TensorSpec
 from .artifact import GENERATION_FILE, PREFILL_FILE, Manifest, check_files
 from .report import Report
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class CompiledModel:
-    """A model that runs in ONNX Runtime.
+    """A model that runs in ONNX Runtime, or, compiled for ``triton`` or ``reference``, in PyTorch.
 
     It always lives in a file, and the session reads that file, so that a model larger than memory can be compiled.
 
@@ -61,6 +61,8 @@ class CompiledModel:
             InputError: the arguments do not fit.
         """
         feeds = self._signature.flatten(args, kwargs)
+        if self._manifest.target not in ANYWHERE:
+            _on_cpu(feeds)
         return self._signature.unflatten(self.session.run(feeds))
 
     def generate(self, input_ids: Any, **options: Any) -> Any:
@@ -167,12 +169,14 @@ class CompiledModel:
             self._others[name] = Session(file, threads=self._threads, spinning=tokens, tiled=tokens)
         return self._others[name]
 
-    def _open(self) -> Session:
+    def _open(self) -> Any:
         from ..backends.onnxruntime.session import Session
 
         if not self._path.exists():
             raise ArtifactError("the compiled files are gone", where=str(self._path), fix="compile the model again")
         check_files(self._path, self._manifest)
+        if self._manifest.target in ANYWHERE:
+            return open_graph(self._path, self._manifest.target)
         return Session(self._path, threads=self._threads)
 
     @property
@@ -209,6 +213,46 @@ class CompiledModel:
         takes = ", ".join(_short(spec) for spec in self.inputs[:4]) + (", …" if len(self.inputs) > 4 else "")
         gives = ", ".join(_short(spec) for spec in self.outputs[:2]) + (", …" if len(self.outputs) > 2 else "")
         return f"CompiledModel({takes} -> {gives})"
+
+
+ANYWHERE = ("triton", "reference")
+"""Targets whose sessions run on PyTorch's tensors, on any device."""
+
+
+def open_graph(path: Path, target: str) -> Any:
+    """The session of a graph that PyTorch runs, with generated kernels or node by node.
+
+    Raises:
+        ArtifactError: the file is damaged.
+        UnsupportedError: there is nothing here to run it on.
+    """
+    import onnx_ir
+
+    try:
+        graph = onnx_ir.load(path)
+    except Exception as error:
+        raise ArtifactError(
+            f"the model file is damaged: {str(error)[:200]}", where=str(path), fix="copy or compile the model again"
+        ) from error
+    if target == "triton":
+        from ..backends.triton.session import Session as TritonSession
+
+        return TritonSession(graph)
+    from ..backends.reference.session import Session as ReferenceSession
+
+    return ReferenceSession(graph)
+
+
+def _on_cpu(feeds: Mapping[str, Any]) -> None:
+    """Refuse tensors that ONNX Runtime's CPU build cannot read."""
+    for name, value in feeds.items():
+        device = getattr(value, "device", None)
+        if device is not None and str(getattr(device, "type", device)) != "cpu":
+            raise InputError(
+                f"input {name!r} is on device {str(device)!r}, the model runs on the CPU",
+                where=f"input {name!r}",
+                fix="pass value.cpu()",
+            )
 
 
 def _short(spec: TensorSpec) -> str:

@@ -132,7 +132,7 @@ def check_input(spec: TensorSpec, value: Any, symbols: dict[str, tuple[int, str]
 
     Args:
         spec: what the model wants.
-        value: a NumPy array, a torch tensor on the CPU, or numbers in (nested) lists.
+        value: a NumPy array, a torch tensor, or numbers in (nested) lists.
         symbols: sizes that named dimensions had in the inputs before, and where; extended here.
 
     Raises:
@@ -151,11 +151,11 @@ def check_input(spec: TensorSpec, value: Any, symbols: dict[str, tuple[int, str]
                 fix=f"pass a NumPy array or torch tensor of type {spec.dtype}",
             ) from error
     device = getattr(value, "device", None)
-    if device is not None and str(getattr(device, "type", device)) != "cpu":
+    if device is not None and str(getattr(device, "type", device)) == "meta":
         raise InputError(
-            f"input {spec.name!r} is on device {str(device)!r}, the model runs on the CPU",
+            f"input {spec.name!r} is on device {str(device)!r}, where tensors hold no numbers",
             where=f"input {spec.name!r}",
-            fix="pass value.cpu()",
+            fix="pass a tensor with numbers",
         )
     given = dtype_name(value)
     if given != spec.dtype:

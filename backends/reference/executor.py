@@ -94,6 +94,15 @@ class Reference:
                     known.pop(value, None)
         return {name: look_up(value) for name, value in zip(wanted, targets, strict=True)}
 
+    def check(self) -> None:
+        """Raise for an operator without a rule anywhere in the graph.
+
+        Raises:
+            UnsupportedError: there is one.
+        """
+        for node in self._order:
+            self._check(node)
+
     def node(self, node: onnx_ir.Node, given: Mapping[onnx_ir.Value, Tensor]) -> list[Tensor | None]:
         """Compute one node of the graph, or of one of its functions.
 

@@ -85,10 +85,12 @@ class Launcher:
         form: ``places``, ``rows`` or ``loop``.
         types: Triton's types of its tensors, in order.
         outer: whether rows lie side by side in memory.
+        columns: length of a row where it is always the same.
     """
 
-    def __init__(self, function: Any, form: str, types: str, outer: bool) -> None:
+    def __init__(self, function: Any, form: str, types: str, outer: bool, columns: int | None) -> None:
         self.function, self.form, self.types, self.outer = function, form, tuple(types.split()), outer
+        self.columns = columns
         self.name: str = function.__name__
         self.__doc__ = function.__doc__
         self._chosen: dict[tuple[int, int], Blocks] = {}
@@ -113,7 +115,9 @@ class Launcher:
         for tensor in tensors:
             if tensor.device != device:
                 raise InputError(
-                    f"a tensor is on {tensor.device}, another on {device}", where=self.name, fix="move both to one device"
+                    f"a tensor is on {tensor.device}, another on {device}",
+                    where=self.name,
+                    fix="move both to one device",
                 )
             if tensor.numel() * tensor.element_size() >= _FAR:
                 index = tl.int64
@@ -218,6 +222,6 @@ def tuning() -> bool:
 DATABASE = Database(cache_folder() / "blocks.json")
 
 
-def kernel(form: str, types: str, outer: bool = False) -> Callable[[Any], Launcher]:
+def kernel(form: str, types: str, *, outer: bool = False, columns: int | None = None) -> Callable[[Any], Launcher]:
     """Turn a function of Triton into a :class:`Launcher`; see there for the arguments."""
-    return lambda function: Launcher(function, form, types, outer)
+    return lambda function: Launcher(function, form, types, outer, columns)

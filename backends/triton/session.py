@@ -11,17 +11,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import onnx_ir
 import torch
 
-from ...ir.errors import BurnishError, InputError, UnsupportedError, nearest
+from ...ir.errors import BurnishError, UnsupportedError
 from ...ir.graph import Graph, tensor_of
 from ...ir.infer import infer_graph
 from ...ir.remarks import Remark
-from ...ir.signature import TensorSpec, check_input
+from ...ir.signature import TensorSpec
 from ..reference.executor import Reference
 from ..reference.registry import tensor_from
+from ..reference.session import checked
+from ..reference.tensors import specification, to_numpy
 from . import require_triton
 
 
@@ -88,9 +89,9 @@ class Session:
         self.source: str = source
         """The generated file."""
         self.module = load_source(source)
-        self.inputs: tuple[TensorSpec, ...] = tuple(_spec(v) for v in graph.graph.inputs)
+        self.inputs: tuple[TensorSpec, ...] = tuple(specification(v) for v in graph.graph.inputs)
         """What the graph takes."""
-        self.outputs: tuple[TensorSpec, ...] = tuple(_spec(v) for v in graph.graph.outputs)
+        self.outputs: tuple[TensorSpec, ...] = tuple(specification(v) for v in graph.graph.outputs)
         """What the graph gives."""
         self._run = Run(graph, self.device)
         self._graphs: dict[tuple[Any, ...], Any] | None = None
@@ -109,26 +110,12 @@ class Session:
         Raises:
             InputError: an input is missing, unknown, or of another type or shape.
         """
-        names = [spec.name for spec in self.inputs]
-        for name in feeds:
-            if name not in names:
-                raise InputError(f"the graph has no input {name!r}", fix=nearest(name, names))
-        missing = [name for name in names if name not in feeds]
-        if missing:
-            raise InputError(f"input {', '.join(map(repr, missing))} is missing", fix="pass every input")
-        as_torch = any(isinstance(value, torch.Tensor) for value in feeds.values())
-        symbols: dict[str, tuple[int, str]] = {}
-        given = []
-        for spec in self.inputs:
-            value = feeds[spec.name]
-            tensor = value.detach() if isinstance(value, torch.Tensor) else _from_numpy(value)
-            check_input(spec, _OnCPU(tensor), symbols)
-            given.append(tensor.to(self.device))
+        given = [tensor.to(self.device) for tensor in checked(self.inputs, feeds).values()]
         with torch.no_grad():
             results = self._replayed(given) if self._graphs is not None else self._call(given)
-        if as_torch:
+        if any(isinstance(value, torch.Tensor) for value in feeds.values()):
             return results
-        return [_to_numpy(tensor) for tensor in results]
+        return [to_numpy(tensor) for tensor in results]
 
     def _call(self, given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         found: list[torch.Tensor] = self.module.call(given, self._run.constants, self._run)
@@ -179,8 +166,10 @@ class Run:
                     self._nodes[f"{n}.{i}"] = inner
         self.constants = _Constants(self)
 
-    def constant(self, name: str) -> torch.Tensor:
-        """A constant by the name that the generated file has for it."""
+    def constant(self, name: str) -> Any:
+        """A constant by the name that the generated file has for it: a tensor, or weights packed for a template."""
+        if name.startswith("packed "):
+            return self._packed(name.removeprefix("packed "))
         device = self.device
         if name.startswith("host "):
             name, device = name.removeprefix("host "), torch.device("cpu")
@@ -191,6 +180,16 @@ class Run:
         tensor = tensor_of(value)
         assert tensor is not None
         return tensor_from(tensor, device)
+
+    def _packed(self, key: str) -> Any:
+        from .codegen.templates import pack
+
+        outer: dict[onnx_ir.Value, onnx_ir.Value] = {}
+        if "." in key:
+            call = self._nodes[key.split(".")[0]]
+            function = self._graph.functions[call.op_identifier()]
+            outer = {a: b for a, b in zip(function.inputs, call.inputs, strict=False) if b is not None}
+        return pack(self._nodes[key], outer, self.device)
 
     def node(self, key: str, *arguments: torch.Tensor | None) -> list[torch.Tensor | None]:
         """Compute a node by the reference backend.
@@ -208,21 +207,14 @@ class Run:
         return self._reference.node(node, given)
 
 
-class _Constants(dict[str, torch.Tensor]):
+class _Constants(dict[str, Any]):
     def __init__(self, run: Run) -> None:
         super().__init__()
         self._run = run
 
-    def __missing__(self, name: str) -> torch.Tensor:
+    def __missing__(self, name: str) -> Any:
         self[name] = self._run.constant(name)
         return self[name]
-
-
-class _OnCPU:
-    """A tensor as input checks see it, wherever it is."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.dtype, self.shape = tensor.dtype, tuple(tensor.shape)
 
 
 def load_source(source: str) -> ModuleType:
@@ -264,34 +256,3 @@ def load_file(path: Path, name: str) -> ModuleType:
         sys.modules.pop(name, None)
         raise
     return module
-
-
-def _spec(value: onnx_ir.Value) -> TensorSpec:
-    if value.dtype is None or (value.type is not None and not isinstance(value.type, onnx_ir.TensorType)):
-        raise UnsupportedError(
-            f"{value.name!r} is no tensor", where="inputs and outputs of the graph", fix='use backend="onnxruntime"'
-        )
-    shape = None if value.shape is None else tuple(
-        d if isinstance(d, int) else (d.value or f"{value.name}_{n}") for n, d in enumerate(value.shape)
-    )
-    return TensorSpec(value.name or "", value.dtype.name, shape)
-
-
-def _from_numpy(value: Any) -> torch.Tensor:
-    array = np.ascontiguousarray(value) if np.ndim(value) else np.array(value)
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    try:
-        return torch.from_numpy(array)
-    except TypeError as error:
-        raise InputError(f"an array of type {array.dtype} is no tensor", fix="pass numbers") from error
-
-
-def _to_numpy(tensor: torch.Tensor) -> Any:
-    tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:
-        import ml_dtypes
-
-        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
-

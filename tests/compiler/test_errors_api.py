@@ -332,7 +332,7 @@ def test_a_group_size_that_does_not_divide_is_no_error(network: Callable) -> Non
 @pytest.mark.parametrize(
     ("options", "kind", "what"),
     [
-        ({"backend": "triton"}, UnsupportedError, "'triton' is not there yet"),
+        ({"backend": "triton"}, UnsupportedError, "kernels run on a GPU"),
         ({"backend": "onnxruntme"}, OptionError, "no backend 'onnxruntme'"),
         ({"verify": "numeric"}, OptionError, "not a way to verify"),
         ({"threads": 0}, OptionError, "not a number of threads"),

@@ -184,7 +184,7 @@ def divided(e: Expr, n: Expr) -> Expr | None:
     if e.is_Integer and n.is_Integer:
         return sympy.Integer(int(e) // int(n)) if int(e) % int(n) == 0 else None
     ratio = e / n
-    if ratio.is_Integer or not ratio.has(sympy.Pow) and ratio.as_coeff_Mul()[0].is_Integer:
+    if ratio.is_Integer or (not ratio.has(sympy.Pow) and ratio.as_coeff_Mul()[0].is_Integer):
         return ratio
     return ratio if ratio.as_numer_denom()[1] == 1 else None
 
@@ -296,7 +296,9 @@ def _ratio(e: Expr, names: Mapping[sympy.Symbol, str]) -> str:
     return f"({_print(above, names, 3)} // {_print(below, names, 3)})"
 
 
-_RESERVED = re.compile(r"(in|out|x|r|v|d|k|m|tl|place|size|sum|max|min|prod|buf|start|rows|columns|n)_?\d*|.*[^a-z0-9_].*|_.*|\d.*")
+_RESERVED = re.compile(
+    r"(in|out|x|r|v|d|k|m|tl|place|size|sum|max|min|prod|buf|start|rows|columns|n)_?\d*|.*[^a-z0-9_].*|_.*|\d.*"
+)
 
 
 class Sizes:

@@ -60,9 +60,13 @@ class Kernel:
     def source(self, name: str, summary: str) -> str:
         """The function."""
         pointers = [f"in{n}" for n in range(len(self.inputs))] + [f"out{n}" for n in range(len(self.outputs))]
-        arguments = ", ".join([*pointers, *(s.name for s in self.sizes), "rows", *(["columns"] if self.columns else [])])
+        arguments = ", ".join(
+            [*pointers, *(s.name for s in self.sizes), "rows", *(["columns"] if self.columns else [])]
+        )
         blocks = "ROWS: tl.constexpr, " + ("COLUMNS: tl.constexpr, " if self.columns is not None else "")
         outer = ", outer=True" if self.outer else ""
+        if self.columns is not None and self.columns.is_Integer:
+            outer += f", columns={self.columns}"
         head = f'@kernel("{self.form}", "{" ".join(self.types)}"{outer})\n@triton.jit\n'
         first = f"def {name}({arguments}, {blocks}INDEX: tl.constexpr):"
         if len(first) > WIDTH:
@@ -94,7 +98,7 @@ def write(reader: Reader, targets: Sequence[Target], form: str) -> Kernel:
         targets: what it writes.
         form: one of :func:`forms`.
     """
-    return _Writer(reader, targets, form).kernel()
+    return Writer(reader, targets, form).kernel()
 
 
 def _outer(reader: Reader) -> bool:
@@ -139,7 +143,9 @@ def _merged(e: Expr, first: sympy.Symbol, second: sympy.Symbol, size: Expr, new:
     return steps[second] * new + others
 
 
-class _Writer:
+class Writer:
+    """Prints the instructions that some targets need."""
+
     def __init__(self, reader: Reader, targets: Sequence[Target], form: str) -> None:
         self.reader, self.targets, self.form = reader, targets, form
         self.reduced = tuple(reader.reduced or ())
@@ -246,6 +252,7 @@ class _Writer:
     # What is printed.
 
     def kernel(self) -> Kernel:
+        """The kernel."""
         reduces = bool(self.reduced)
         extents = self.ranges.extents
         rows = sympy.Mul(*(extents[s] for s in self.groups[0]))
@@ -353,11 +360,11 @@ class _Writer:
         if instruction.kind == "load":
             return self._load(instruction)
         if instruction.kind == "number":
-            return _number(instruction.code, instruction.dtype, 2 if self.reduced else 1)
+            return _number(instruction.code, instruction.dtype, self._dimensions())
         if instruction.kind == "index":
             e = self._text(self.place[instruction])
             if not instruction.symbols:
-                return f"tl.full({_ones(self.reduced)}, {e}, tl.{instruction.dtype})"
+                return f"tl.full([{', '.join(['1'] * self._dimensions())}], {e}, tl.{instruction.dtype})"
             return e if e.isidentifier() and instruction.dtype == "int64" else f"({e}).to(tl.{instruction.dtype})"
         if instruction.kind == "bounds":
             return " & ".join(map(self._condition, self.bounds[instruction]))
@@ -366,11 +373,14 @@ class _Writer:
             return instruction.code.format(*operands)
         return self._reduction(instruction, operands[0])
 
+    def _dimensions(self) -> int:
+        return 2 if self.reduced else 1
+
     def _operand(self, code: str, n: int, operand: Instruction) -> str:
         """An operand, in brackets where its code is more than a name or a call."""
         shown = self.names[operand]
         inside = f"({{{n}}}" in code or f", {{{n}}}" in code
-        alone = inside and f"{{{n}}})" in code or inside and f"{{{n}}}," in code
+        alone = (inside and f"{{{n}}})" in code) or (inside and f"{{{n}}}," in code)
         if shown.isidentifier() or alone or _is_call(shown) or _PLAIN.fullmatch(shown):
             return shown
         return f"({shown})"
@@ -497,10 +507,6 @@ class _Writer:
         for instruction in self.needed:
             if instruction in inner:
                 self._line(instruction)
-
-
-def _ones(reduced: Sequence[sympy.Symbol]) -> str:
-    return "[1, 1]" if reduced else "[1]"
 
 
 def _number(code: str, dtype: str, dimensions: int) -> str:

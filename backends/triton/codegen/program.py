@@ -15,12 +15,14 @@ from ....ir.errors import UnsupportedError
 from ....ir.graph import Graph, is_op, module_path, tensor_of
 from ....ir.remarks import Remark
 from ....ir.symbolic import known, to_expr
+from . import templates
 from .arrays import Array, Number, Source, Unfit, expanded, unreshaped
+from .epilogue import epilogue
 from .indexing import Expr, Sizes, text
 from .kernel import PERSISTENT, PERSISTENT_OUTER, Kernel
 from .operators import EXPRESSIONS, Operator
 from .operators.registry import dtype_of, shape_of
-from .schedule import Step, schedule
+from .schedule import Step, cone, schedule
 from .torch_calls import CALLS, VIEWS
 
 _TORCH = {
@@ -37,7 +39,7 @@ import triton.language as tl
 
 from burnish.backends.triton.codegen import mathematics as m  # noqa: F401
 from burnish.backends.triton.launch import kernel
-
+{imports}
 empty = torch.empty
 '''
 
@@ -93,6 +95,15 @@ class _Made:
     inputs: tuple[onnx_ir.Value | None, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Product:
+    """A product that is not computed yet: what follows it may be computed with it."""
+
+    node: onnx_ir.Node
+    key: str
+    found: templates.Found
+
+
 @dataclass
 class _Scope:
     """Nodes that become kernels together."""
@@ -135,6 +146,9 @@ class _Writer:
         self.sizes = Sizes()
         self.count = 0
         self.scope: _Scope | None = None
+        self.imports: set[str] = set()
+        self.products: dict[Array, _Product] = {}
+        self.wanted_shapes: dict[Array, tuple[Expr, ...]] = {}
 
     def program(self) -> Program:
         graph = self.graph.graph
@@ -149,7 +163,7 @@ class _Writer:
         body = "\n".join(f"    {line}" for line in self._with_deletions())
         kernels = "".join(f"\n\n{source}" for source in self.sources)
         source = (
-            _HEADER.format(title=self.title)
+            _HEADER.format(title=self.title, imports="".join(f"{line}\n" for line in sorted(self.imports)))
             + kernels
             + '\n\ndef call(inputs, constants, run):\n    """Outputs of the graph, from its inputs and constants."""\n'
             + "    device = run.device\n"
@@ -247,7 +261,7 @@ class _Writer:
                 f"the value {value.name!r} has no maker", where="the graph", fix="verify the graph before"
             )
         made = _Made()
-        if tensor.size == 1 and len(tensor.shape) == 0 or tensor.size == 1 and tensor.dtype.is_floating_point():
+        if (tensor.size == 1 and len(tensor.shape) == 0) or (tensor.size == 1 and tensor.dtype.is_floating_point()):
             made.array = self._number(value, tensor)
         self.made[value] = made
         return made
@@ -357,8 +371,8 @@ class _Writer:
         for node, key in zip(scope.nodes, scope.keys, strict=True):
             if is_op(node, "Constant"):
                 continue
-            reason = self._express(node, key, scope)
-            if reason is None:
+            reason = self._product(node, key, scope) or self._express(node, key, scope)
+            if reason is None or reason == _PENDING:
                 pending += [v for v in node.outputs if v.name and (v.uses() or v in scope.outputs)]
                 continue
             self._torch(node, key, node.inputs, reason)
@@ -375,7 +389,7 @@ class _Writer:
         made = self.made[value]
         while made.node is not None and made.inputs and made.inputs[0] is not None:
             made = self._of(made.inputs[0])
-        return bool(made.name) or (made.array is None)
+        return bool(made.name) or made.array is None or made.array in self.products
 
     def _express(self, node: onnx_ir.Node, key: str, scope: _Scope) -> str | None:
         """Say how kernels compute a node; the reason if they cannot."""
@@ -405,6 +419,101 @@ class _Writer:
                 self.made[value] = made
         return None
 
+    def _product(self, node: onnx_ir.Node, key: str, scope: _Scope) -> str | None:
+        """Leave a product to a template, together with what follows it."""
+        found = templates.find(node, scope.outer)
+        if found is None or len(node.outputs) != 1:
+            return None
+        try:
+            array = Source(self._shape(node.outputs[0]), dtype_of(node.outputs[0]), "")
+        except (Unfit, ValueError):
+            return None
+        self.products[array] = _Product(node, key, found)
+        self.made[node.outputs[0]] = _Made(array)
+        return _PENDING
+
+    def _finish_products(self, wanted: Mapping[Array, str]) -> bool:
+        """Compute the products that arrays are made of; True if these are made with it."""
+        needed = [a for a in cone(list(wanted), self.memory) if a in self.products and a not in self.memory]
+        for array in needed:
+            assert isinstance(array, Source)
+            product = self.products[array]
+            reason = "alone, a vendor's kernel is as good"
+            if len(needed) == 1 and len(wanted) == 1:
+                ((result, name),) = wanted.items()
+                if result is not array or product.found.packed:
+                    said = self._with_epilogue(array, product, result, name)
+                    if said is None:
+                        return True
+                    reason = said
+            self._alone(array, product, reason, wanted.get(array))
+        return all(a in self.memory for a in wanted)
+
+    def _with_epilogue(self, array: Source, product: _Product, result: Array, name: str) -> str | None:
+        """One call for a product and what follows it; the reason if that is not possible."""
+        if result.dtype != array.dtype:
+            return f"what follows is {result.dtype}"
+        function = ""
+        tensors: tuple[str, ...] = ()
+        if result is not array:
+            made = epilogue(array, result, self.memory)
+            if isinstance(made, str):
+                return made
+            key = made.source("epilogue", "")
+            function = self.kernels.get(key) or self._fresh(f"{self._kernel_name()}_epilogue")
+            if key not in self.kernels:
+                self.kernels[key] = function
+                self.sources.append(made.source(function, self._summary()))
+            tensors = made.inputs
+        self._call_template(array, product, name, function, tensors, self._memory_shape(result, array))
+        return None
+
+    def _memory_shape(self, result: Array, array: Source) -> str:
+        wanted = self.wanted_shapes.get(result, result.shape)
+        if wanted == array.shape:
+            return ""
+        return f".reshape({', '.join(self._host(size) for size in wanted)})"
+
+    def _call_template(
+        self, array: Source, product: _Product, name: str, function: str, tensors: Sequence[str], tail: str
+    ) -> None:
+        found = product.found
+        arguments = [self._variable(found.x)]
+        if found.packed:
+            key = f"packed {product.key}"
+            arguments.append(self._fresh())
+            self.constants[key] = arguments[-1]
+            self.lines.append(_Line(f"{arguments[-1]} = constants[{key!r}]", (arguments[-1],)))
+        else:
+            assert found.weight is not None
+            arguments.append(self._variable(found.weight))
+        if found.options:
+            arguments.append(found.options)
+        if function:
+            listed = f", tensors=({', '.join(tensors)},)" if tensors else ""
+            arguments.append(f"epilogue=Epilogue(function={function}{listed})")
+            self.imports.add("from burnish.backends.triton.fused import Epilogue")
+        self.imports.add(f"from burnish.backends.triton.{found.module} import {found.function}")
+        self.names.update(("Epilogue", found.function))
+        self.lines.append(_Line(f"{name} = {found.function}({', '.join(arguments)}){tail}", (name,)))
+        if self.scope is not None:
+            self.scope.names.append(f"{found.function} with {function}" if function else found.function)
+
+    def _alone(self, array: Source, product: _Product, reason: str, name: str | None) -> None:
+        """A product without anything after it: by its template where that has packed weights, else by PyTorch."""
+        if product.found.packed:
+            self._call_template(array, product, name or self._buffer(), "", (), "")
+            self.memory[array] = self.lines[-1].writes[0]
+            return
+        node = product.node
+        result = name or self._buffer()
+        opset = self.graph.opset_imports.get(node.domain, 1)
+        code = self._plain(node, node.inputs, opset)
+        self.lines.append(_Line(f"{result} = {code}", (result,)))
+        self.memory[array] = result
+        if self.scope is not None:
+            self.scope.left.append((node.op_type, reason))
+
     def _operand(self, node: onnx_ir.Node, n: int, value: onnx_ir.Value) -> Array | None:
         """An input as an array; inputs that only say how an operator works need none."""
         if n in _SETTINGS.get(node.op_type, ()):
@@ -420,7 +529,7 @@ class _Writer:
             assert made.array is not None
             # Sizes do not matter in memory: what is made is the array before its last reshape.
             array = unreshaped(made.array)
-            if array in self.memory or array in wanted and shapes[array] != made.array.shape:
+            if array in self.memory or (array in wanted and shapes[array] != made.array.shape):
                 array = made.array
             if array in self.memory:
                 made.name = self.memory[array]
@@ -431,19 +540,25 @@ class _Writer:
                 wanted[array], shapes[array] = made.name, made.array.shape
         if not wanted:
             return
+        self.wanted_shapes = shapes
+        if not self._finish_products(wanted):
+            left = {array: name for array, name in wanted.items() if array not in self.memory}
+            self._run_kernels(left, shapes)
+        self.memory.update({array: name for array, name in wanted.items() if shapes[array] == array.shape})
+        for value in values:
+            made = self.made[value]
+            assert made.array is not None
+            # What comes next reads the tensor, not how it was made.
+            made.array = self._again(made.array, made.name)
+
+    def _run_kernels(self, wanted: Mapping[Array, str], shapes: Mapping[Array, tuple[Expr, ...]]) -> None:
         found = schedule(wanted, self.memory, self._buffer)
         names = {**self.memory, **wanted, **found.temporaries}
         if self.scope is not None:
             self.scope.left += [("kernels", reason) for reason in found.reasons]
         for step in found.steps:
             self._launch(step, names, shapes)
-        self.memory.update({array: name for array, name in wanted.items() if shapes[array] == array.shape})
         self.memory.update(found.temporaries)
-        for value in values:
-            array = self.made[value].array
-            assert array is not None
-            # What comes next reads the tensor, not how it was made.
-            self.made[value].array = self._again(array, self.made[value].name)
 
     def _again(self, array: Array, name: str) -> Array:
         source = Source(array.shape, array.dtype, name)
@@ -480,7 +595,7 @@ class _Writer:
         else:
             name = self._fresh(self._kernel_name() + ("_loop" if kernel.form == "loop" else ""))
             self.kernels[key] = name
-            self.sources.append(kernel.source(name, self._summary(kernel)))
+            self.sources.append(kernel.source(name, self._summary()))
         if self.scope is not None:
             self.scope.names.append(name)
         return name
@@ -496,7 +611,7 @@ class _Writer:
         short = kinds if len(kinds) <= 3 else [*kinds[:2], kinds[-1]]
         return "_".join(short)[:36].strip("_") or "kernel"
 
-    def _summary(self, kernel: Kernel) -> str:
+    def _summary(self) -> str:
         assert self.scope is not None
         operators = ", ".join(self._operators())
         operators = operators if len(operators) <= 80 else operators[:77] + "..."
@@ -600,6 +715,7 @@ class _Argument:
         return "None" if self.value is None else self._writer._variable(self.value)
 
 
+_PENDING = "computed with what follows"
 _DULL = ("reshape", "transpose", "unsqueeze", "squeeze", "cast", "identity", "expand", "flatten", "slice")
 _SETTINGS: dict[str, tuple[int, ...]] = {
     "Reshape": (1,), "Squeeze": (1,), "Unsqueeze": (1,), "Expand": (1,), "Tile": (1,), "Slice": (1, 2, 3, 4),
@@ -628,4 +744,3 @@ def captured(node: onnx_ir.Node) -> list[onnx_ir.Value]:
             if value not in made and not value.is_initializer():
                 found[value] = None
     return list(found)
-

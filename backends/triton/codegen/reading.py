@@ -1,9 +1,9 @@
 """From arrays to the instructions of one kernel: every array read at the index of an output element.
 
-A kernel has an index symbol for each axis of its main output. Some of them, or more symbols, belong to what it reduces:
-a reduction along axes that the output has, too (a normalization), runs over the symbols of these axes; the reduced values
-are used where the elements are. Whatever needs another reduction raises :class:`Split`: it is computed by a kernel of its
-own and read from memory.
+A kernel has an index symbol for each axis of its main output. Some of them, or more symbols, belong to what it
+reduces: a reduction along axes that the output has, too (a normalization), runs over the symbols of these axes; the
+reduced values are used where the elements are. Whatever needs another reduction raises :class:`Split`: it is computed
+by a kernel of its own and read from memory.
 """
 
 from __future__ import annotations
@@ -157,8 +157,7 @@ class Reader:
             return self._make("number", tile_type(array.dtype), repr(array.value))
         if isinstance(array, Compute):
             operands = tuple(
-                self.value(x, broadcast_index(self.ranges, index, x.shape, array.shape), bounds)
-                for x in array.operands
+                self.value(x, broadcast_index(self.ranges, index, x.shape, array.shape), bounds) for x in array.operands
             )
             if array.code == "{0}":
                 return operands[0]
@@ -187,9 +186,7 @@ class Reader:
         kept = tuple(c for c in conditions if c is not None and c not in bounds)
         if not kept:
             return self.value(array.yes, broadcast_index(self.ranges, index, array.yes.shape, array.shape), bounds)
-        yes = self.value(
-            array.yes, broadcast_index(self.ranges, index, array.yes.shape, array.shape), (*bounds, *kept)
-        )
+        yes = self.value(array.yes, broadcast_index(self.ranges, index, array.yes.shape, array.shape), (*bounds, *kept))
         # Of several bounds none says alone where the others are read.
         against = bounds
         if len(kept) == 1 and (kept[0].lower is None) != (kept[0].upper is None):
@@ -211,7 +208,9 @@ class Reader:
 
     def _reduce(self, array: Reduce, index: Index, bounds: tuple[Bound, ...]) -> Instruction:
         outer = [i for n, i in enumerate(index) if n not in array.axes]
-        free: frozenset[sympy.Symbol] = frozenset().union(*(self.symbols_of(i) for i in outer)) if outer else frozenset()
+        free: frozenset[sympy.Symbol] = (
+            frozenset().union(*(self.symbols_of(i) for i in outer)) if outer else frozenset()
+        )
         extents = tuple(array.operand.shape[n] for n in array.axes)
         over = self._over(array, free, extents)
         source = list(index)
@@ -239,9 +238,7 @@ class Reader:
         elif spare:
             raise Split(array, "a reduced value used along other axes than it was reduced over")
         else:
-            self.reduced = tuple(
-                sympy.Symbol(f"k{n}", integer=True, nonnegative=True) for n in range(len(extents))
-            )
+            self.reduced = tuple(sympy.Symbol(f"k{n}", integer=True, nonnegative=True) for n in range(len(extents)))
             self.ranges.extents.update(zip(self.reduced, extents, strict=True))
         return self.reduced
 

@@ -78,6 +78,19 @@ def _parts(array: Array) -> Sequence[Array]:
     return (array.yes, array.no) if isinstance(array, Choice) else ()
 
 
+def cone(arrays: Sequence[Array], memory: Mapping[Array, str]) -> list[Array]:
+    """Everything that arrays are made of, up to what is in memory; each once."""
+    found: dict[Array, None] = {}
+    stack = list(arrays)
+    while stack:
+        top = stack.pop()
+        if top in found or top in memory:
+            continue
+        found[top] = None
+        stack += _parts(top)
+    return list(found)
+
+
 def _ordered(stored: Mapping[Array, str], memory: Mapping[Array, str]) -> list[Array]:
     """Arrays to store, each after those that it is made of."""
     order: dict[Array, None] = {}
@@ -189,7 +202,9 @@ def _fitting(other: Array, main: Array, index: Index, reader: Reader) -> Index:
     kept: Index = tuple(i for i in index if i not in reduced)
     if len(other.shape) == len(main.shape):
         at = tuple(ZERO if i in reduced else i for i in index)
-        if other.shape == tuple(size / size if i in reduced else size for i, size in zip(index, main.shape, strict=True)):
+        if other.shape == tuple(
+            size / size if i in reduced else size for i, size in zip(index, main.shape, strict=True)
+        ):
             return at
     if reduced and other.shape == tuple(s for i, s in zip(index, main.shape, strict=True) if i not in reduced):
         return kept
@@ -205,4 +220,3 @@ def _deep() -> Iterator[None]:
         yield
     finally:
         sys.setrecursionlimit(before)
-

@@ -8,6 +8,7 @@ from typing import Protocol
 import onnx_ir
 
 from ....ir.graph import attribute, rank
+from ....ir.symbolic import same
 
 VIEWS = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Expand", "Slice", "Split"])
 """Operators that PyTorch needs no copy for, most of the time."""
@@ -78,8 +79,39 @@ def _identity(node: onnx_ir.Node, x: Sequence[Argument], shape: Sequence[str] | 
     return str(x[0])
 
 
+def _attention(node: onnx_ir.Node, x: Sequence[Argument], shape: Sequence[str] | None, opset: int) -> str | None:
+    """PyTorch's own kernels; masks that are built from lengths are left to the rule."""
+    masked = len(x) > 3 and x[3].value is not None
+    causal = bool(attribute(node, "is_causal", 0))
+    q, k = x[0].value, x[1].value
+    if (
+        any(a.value is not None for a in x[4:])
+        or rank(q) != 4
+        or (masked and causal)
+        or attribute(node, "softcap", 0.0)
+    ):
+        return None
+    assert q is not None and k is not None and q.shape is not None and k.shape is not None
+    heads, groups = q.shape[1], k.shape[1]
+    if not isinstance(heads, int) or not isinstance(groups, int):
+        return None
+    if masked:
+        mask = x[3].value
+        assert mask is not None
+        if mask.shape is None or mask.dtype is None or not same(mask.shape[-1], k.shape[2]):
+            return None
+        if mask.dtype != onnx_ir.DataType.BOOL and mask.dtype != q.dtype:
+            return None
+    settings = [f"attn_mask={x[3]}"] if masked else ["is_causal=True"] if causal else []
+    if attribute(node, "scale"):
+        settings.append(f"scale={attribute(node, 'scale')}")
+    if heads != groups:
+        settings.append("enable_gqa=True")
+    return f"torch.nn.functional.scaled_dot_product_attention({', '.join([*map(str, x[:3]), *settings])})"
+
+
 CALLS: dict[str, Call] = {
-    "MatMul": _matmul, "Gemm": _gemm, "Conv": _conv, "Transpose": _transpose, "Identity": _identity,
+    "Attention": _attention, "MatMul": _matmul, "Gemm": _gemm, "Conv": _conv, "Transpose": _transpose, "Identity": _identity,
     "Expand": _expand, **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
 }  # fmt: skip
 """Source of the call by operator; None where the rule of the reference backend says it better."""

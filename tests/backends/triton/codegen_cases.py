@@ -46,7 +46,9 @@ class Build:
     """
 
     def __init__(self, opset: int = 23) -> None:
-        self.model = onnx_ir.Model(onnx_ir.Graph([], [], nodes=[], opset_imports={"": opset, "com.microsoft": 1}, name="g"), ir_version=10)
+        self.model = onnx_ir.Model(
+            onnx_ir.Graph([], [], nodes=[], opset_imports={"": opset, "com.microsoft": 1}, name="g"), ir_version=10
+        )
         self.feeds: dict[str, torch.Tensor] = {}
 
     def input(self, tensor: torch.Tensor, shape: Sequence[int | str] | None = None) -> onnx_ir.Value:
@@ -68,9 +70,13 @@ class Build:
         self.model.graph.register_initializer(value)
         return value
 
-    def op(self, kind: str, *inputs: onnx_ir.Value | None, outputs: int = 1, domain: str = "", **attributes: Any) -> Any:
+    def op(
+        self, kind: str, *inputs: onnx_ir.Value | None, outputs: int = 1, domain: str = "", **attributes: Any
+    ) -> Any:
         """A node; its output, or all of them."""
-        node = onnx_ir.Node(domain, kind, list(inputs), onnx_ir.convenience.convert_attributes(attributes), num_outputs=outputs)
+        node = onnx_ir.Node(
+            domain, kind, list(inputs), onnx_ir.convenience.convert_attributes(attributes), num_outputs=outputs
+        )
         for n, value in enumerate(node.outputs):
             value.name = f"{kind.lower()}{len(list(self.model.graph))}_{n}"
         node.name = f"{kind}{len(list(self.model.graph))}"
@@ -104,7 +110,9 @@ def case(name: str, **options: Any) -> Callable[[Callable[[], Any]], Callable[[]
     return add
 
 
-def _unary(kind: str, x: torch.Tensor, opset: int = 23, domain: str = "", tolerance: float = 1e-5, **attributes: Any) -> None:
+def _unary(
+    kind: str, x: torch.Tensor, opset: int = 23, domain: str = "", tolerance: float = 1e-5, **attributes: Any
+) -> None:
     def make() -> Any:
         b = Build(opset)
         return b.done(b.op(kind, b.input(x), domain=domain, **attributes))
@@ -158,11 +166,22 @@ def _elementwise() -> None:
         _binary(kind, _random(3, 7, dtype=torch.bool), _random(3, 1, dtype=torch.bool))
     _binary("Mod", _random(3, 7, low=-9, high=9), _random(7, low=1, high=3), fmod=1)
     _binary("Mod", _random(3, 7, dtype=torch.int32, low=-9, high=9), _random(7, dtype=torch.int32, low=-5, high=-1))
-    _binary("BitShift", _random(3, 7, dtype=torch.uint8, low=0, high=99), _random(7, dtype=torch.uint8, low=0, high=4), direction="RIGHT")
-    _binary("BitShift", _random(3, 7, dtype=torch.uint8, low=0, high=20), _random(7, dtype=torch.uint8, low=0, high=3), direction="LEFT")
+    _binary(
+        "BitShift",
+        _random(3, 7, dtype=torch.uint8, low=0, high=99),
+        _random(7, dtype=torch.uint8, low=0, high=4),
+        direction="RIGHT",
+    )
+    _binary(
+        "BitShift",
+        _random(3, 7, dtype=torch.uint8, low=0, high=20),
+        _random(7, dtype=torch.uint8, low=0, high=3),
+        direction="LEFT",
+    )
     _binary("Pow", _random(3, 7, low=0, high=3), _random(7))
     _binary("PRelu", _random(3, 7), _random(7))
     for exponent in (2.0, 3.0, 0.5, -1.0, 1.0, 1.7):
+
         def power(exponent: float = exponent) -> Any:
             b = Build()
             return b.done(b.op("Pow", b.input(_random(4, 5, low=0.1)), b.constant(exponent, np.float32)))
@@ -192,7 +211,10 @@ def _where() -> Any:
 def _clip() -> Any:
     b = Build()
     x = b.input(_random(3, 5))
-    return b.done(b.op("Clip", x, b.constant(-0.5, np.float32), b.constant(1.0, np.float32)), b.op("Clip", x, None, b.constant(0.1, np.float32)))
+    return b.done(
+        b.op("Clip", x, b.constant(-0.5, np.float32), b.constant(1.0, np.float32)),
+        b.op("Clip", x, None, b.constant(0.1, np.float32)),
+    )
 
 
 @case("Cast and CastLike")
@@ -381,7 +403,9 @@ def _rms() -> Any:
 @case("SkipLayerNormalization", torch_calls=("SkipLayerNormalization",))
 def _skip() -> Any:
     b = Build()
-    return b.done(b.op("RMSNormalization", b.op("Add", b.input(_random(2, 3, 8)), b.input(_random(2, 3, 8))), b.input(_random(8))))
+    return b.done(
+        b.op("RMSNormalization", b.op("Add", b.input(_random(2, 3, 8)), b.input(_random(2, 3, 8))), b.input(_random(8)))
+    )
 
 
 @case("InstanceNormalization", kernels=1)
@@ -393,13 +417,17 @@ def _instance() -> Any:
 @case("GroupNormalization", kernels=1)
 def _group() -> Any:
     b = Build()
-    return b.done(b.op("GroupNormalization", b.input(_random(2, 6, 4, 5)), b.input(_random(6)), b.input(_random(6)), num_groups=3))
+    return b.done(
+        b.op("GroupNormalization", b.input(_random(2, 6, 4, 5)), b.input(_random(6)), b.input(_random(6)), num_groups=3)
+    )
 
 
 @case("GroupNormalization of opset 18", kernels=1)
 def _group_old() -> Any:
     b = Build(18)
-    return b.done(b.op("GroupNormalization", b.input(_random(2, 6, 7)), b.input(_random(3)), b.input(_random(3)), num_groups=3))
+    return b.done(
+        b.op("GroupNormalization", b.input(_random(2, 6, 7)), b.input(_random(3)), b.input(_random(3)), num_groups=3)
+    )
 
 
 @case("MeanVarianceNormalization", kernels=1)
@@ -422,43 +450,114 @@ def _movement() -> None:
         CASES.append(Case(name, make))
 
     single("Reshape", lambda b: b.op("Reshape", b.input(_random(2, 6, 5)), b.constant([3, -1, 2])))
-    single("Reshape of any size", lambda b: b.op("Reshape", b.input(_random(2, 6, 5), ("n", 6, 5)), b.constant([0, 3, 10])))
+    single(
+        "Reshape of any size", lambda b: b.op("Reshape", b.input(_random(2, 6, 5), ("n", 6, 5)), b.constant([0, 3, 10]))
+    )
     single("Flatten", lambda b: b.op("Flatten", b.input(_random(2, 3, 4)), axis=2))
     single("Squeeze", lambda b: b.op("Squeeze", b.input(_random(2, 1, 4)), b.constant([1])))
     single("Unsqueeze", lambda b: b.op("Unsqueeze", b.input(_random(2, 4)), b.constant([0, 3])))
     single("Transpose", lambda b: b.op("Transpose", b.input(_random(2, 3, 5)), perm=[2, 0, 1]))
     single("Expand", lambda b: b.op("Expand", b.input(_random(3, 1)), b.constant([2, 3, 4])))
     single("Tile", lambda b: b.op("Tile", b.input(_random(2, 3)), b.constant([2, 3])))
-    single("Slice", lambda b: b.op("Slice", b.input(_random(7, 9)), b.constant([1, -2]), b.constant([6, 0]), b.constant([0, 1]), b.constant([2, -3])))
-    single("Slice of any size", lambda b: b.op("Slice", b.input(_random(7, 9), ("n", 9)), b.constant([-3]), b.constant([2**62]), b.constant([0])))
-    single("Concat", lambda b: b.op("Concat", b.input(_random(2, 3)), b.input(_random(2, 1)), b.input(_random(2, 4)), axis=1))
-    single("Concat of any size", lambda b: b.op("Concat", b.input(_random(2, 3), (2, "past")), b.input(_random(2, 1), (2, "new")), axis=1))
+    single(
+        "Slice",
+        lambda b: b.op(
+            "Slice",
+            b.input(_random(7, 9)),
+            b.constant([1, -2]),
+            b.constant([6, 0]),
+            b.constant([0, 1]),
+            b.constant([2, -3]),
+        ),
+    )
+    single(
+        "Slice of any size",
+        lambda b: b.op(
+            "Slice", b.input(_random(7, 9), ("n", 9)), b.constant([-3]), b.constant([2**62]), b.constant([0])
+        ),
+    )
+    single(
+        "Concat",
+        lambda b: b.op("Concat", b.input(_random(2, 3)), b.input(_random(2, 1)), b.input(_random(2, 4)), axis=1),
+    )
+    single(
+        "Concat of any size",
+        lambda b: b.op("Concat", b.input(_random(2, 3), (2, "past")), b.input(_random(2, 1), (2, "new")), axis=1),
+    )
     single("Gather", lambda b: b.op("Gather", b.input(_random(7, 5)), b.input(torch.tensor([[1, -1, 6]])), axis=0))
     single("Gather of one", lambda b: b.op("Gather", b.input(_random(7, 5)), b.constant(-2), axis=0))
-    single("Gather of the last axis", lambda b: b.op("Gather", b.input(_random(2, 7)), b.input(torch.tensor([3, 0])), axis=1))
-    single("GatherElements", lambda b: b.op("GatherElements", b.input(_random(3, 5)), b.input(torch.tensor([[0, 2, -1], [1, 1, 0]])), axis=0))
+    single(
+        "Gather of the last axis",
+        lambda b: b.op("Gather", b.input(_random(2, 7)), b.input(torch.tensor([3, 0])), axis=1),
+    )
+    single(
+        "GatherElements",
+        lambda b: b.op(
+            "GatherElements", b.input(_random(3, 5)), b.input(torch.tensor([[0, 2, -1], [1, 1, 0]])), axis=0
+        ),
+    )
     single("GatherND", lambda b: b.op("GatherND", b.input(_random(3, 5, 2)), b.input(torch.tensor([[0, 2], [1, 4]]))))
-    single("GatherND of batches", lambda b: b.op("GatherND", b.input(_random(2, 5, 3)), b.input(torch.tensor([[[2], [0]], [[1], [4]]])), batch_dims=1))
+    single(
+        "GatherND of batches",
+        lambda b: b.op(
+            "GatherND", b.input(_random(2, 5, 3)), b.input(torch.tensor([[[2], [0]], [[1], [4]]])), batch_dims=1
+        ),
+    )
     single("Pad", lambda b: b.op("Pad", b.input(_random(3, 4)), b.constant([1, 2, 0, 3]), b.constant(7.0, np.float32)))
     single("Pad that cuts", lambda b: b.op("Pad", b.input(_random(3, 4)), b.constant([1, -1, 0, 2])))
     for mode in ("reflect", "edge", "wrap"):
-        single(f"Pad {mode}", lambda b, mode=mode: b.op("Pad", b.input(_random(3, 4)), b.constant([2, 1, 1, 2]), mode=mode))
+        single(
+            f"Pad {mode}", lambda b, mode=mode: b.op("Pad", b.input(_random(3, 4)), b.constant([2, 1, 1, 2]), mode=mode)
+        )
     for mode in ("DCR", "CRD"):
-        single(f"DepthToSpace {mode}", lambda b, mode=mode: b.op("DepthToSpace", b.input(_random(2, 8, 3, 2)), blocksize=2, mode=mode))
+        single(
+            f"DepthToSpace {mode}",
+            lambda b, mode=mode: b.op("DepthToSpace", b.input(_random(2, 8, 3, 2)), blocksize=2, mode=mode),
+        )
     single("SpaceToDepth", lambda b: b.op("SpaceToDepth", b.input(_random(2, 3, 4, 6)), blocksize=2))
-    single("OneHot", lambda b: b.op("OneHot", b.input(torch.tensor([[0, 2], [-1, 1]])), b.constant(4), b.input(_random(2)), axis=1))
-    for mode, way in (("nearest", "half_pixel"), ("nearest", "asymmetric"), ("linear", "half_pixel"), ("linear", "align_corners")):
+    single(
+        "OneHot",
+        lambda b: b.op("OneHot", b.input(torch.tensor([[0, 2], [-1, 1]])), b.constant(4), b.input(_random(2)), axis=1),
+    )
+    for mode, way in (
+        ("nearest", "half_pixel"),
+        ("nearest", "asymmetric"),
+        ("linear", "half_pixel"),
+        ("linear", "align_corners"),
+    ):
         single(f"Resize {mode} {way}", lambda b, mode=mode, way=way: b.op(
             "Resize", b.input(_random(1, 2, 4, 5)), None, b.constant([1, 1, 2, 2], np.float32), mode=mode,
             coordinate_transformation_mode=way, nearest_mode="floor" if way == "asymmetric" else "round_prefer_floor"))  # fmt: skip
-    single("Resize to a size", lambda b: b.op("Resize", b.input(_random(1, 2, 4, 5)), None, None, b.constant([1, 2, 6, 3]), mode="nearest"))
-    single("Upsample", lambda b: b.op("Upsample", b.input(_random(1, 2, 3, 4)), b.constant([1, 1, 2, 3], np.float32), mode="nearest"), 9)
+    single(
+        "Resize to a size",
+        lambda b: b.op("Resize", b.input(_random(1, 2, 4, 5)), None, None, b.constant([1, 2, 6, 3]), mode="nearest"),
+    )
+    single(
+        "Upsample",
+        lambda b: b.op("Upsample", b.input(_random(1, 2, 3, 4)), b.constant([1, 1, 2, 3], np.float32), mode="nearest"),
+        9,
+    )
     single("EyeLike", lambda b: b.op("EyeLike", b.input(_random(4, 5)), k=1))
-    single("ConstantOfShape", lambda b: b.op("ConstantOfShape", b.constant([3, 4]), value=onnx_ir.tensor(np.array([2.5], np.float32))))
-    single("MaxPool", lambda b: b.op("MaxPool", b.input(_random(1, 2, 7, 8)), kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]))
-    single("AveragePool", lambda b: b.op("AveragePool", b.input(_random(1, 2, 7, 8)), kernel_shape=[2, 3], pads=[0, 1, 0, 1]))
-    single("AveragePool with its pads", lambda b: b.op("AveragePool", b.input(_random(1, 2, 7)), kernel_shape=[3], pads=[1, 1], count_include_pad=1))
-    single("Transpose of a transpose", lambda b: b.op("Transpose", b.op("Transpose", b.input(_random(2, 3, 4)), perm=[1, 0, 2]), perm=[0, 2, 1]))
+    single(
+        "ConstantOfShape",
+        lambda b: b.op("ConstantOfShape", b.constant([3, 4]), value=onnx_ir.tensor(np.array([2.5], np.float32))),
+    )
+    single(
+        "MaxPool",
+        lambda b: b.op("MaxPool", b.input(_random(1, 2, 7, 8)), kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+    )
+    single(
+        "AveragePool",
+        lambda b: b.op("AveragePool", b.input(_random(1, 2, 7, 8)), kernel_shape=[2, 3], pads=[0, 1, 0, 1]),
+    )
+    single(
+        "AveragePool with its pads",
+        lambda b: b.op("AveragePool", b.input(_random(1, 2, 7)), kernel_shape=[3], pads=[1, 1], count_include_pad=1),
+    )
+    single(
+        "Transpose of a transpose",
+        lambda b: b.op("Transpose", b.op("Transpose", b.input(_random(2, 3, 4)), perm=[1, 0, 2]), perm=[0, 2, 1]),
+    )
 
 
 _movement()

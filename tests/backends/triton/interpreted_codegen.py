@@ -17,11 +17,15 @@ from codegen_cases import CASES, Case
 
 def close(got: torch.Tensor, want: torch.Tensor, tolerance: float, what: str) -> None:
     """Equal to a part of the largest output; infinities and NaN at the same places."""
-    assert got.dtype == want.dtype and got.shape == want.shape, f"{what}: {got.dtype} {got.shape}, {want.dtype} {want.shape}"
+    assert got.dtype == want.dtype and got.shape == want.shape, (
+        f"{what}: {got.dtype} {got.shape}, {want.dtype} {want.shape}"
+    )
     if not got.numel():
         return
     a, b = got.double(), want.double()
-    assert torch.equal(a.isnan(), b.isnan()) and torch.equal(a.isinf(), b.isinf()), f"{what}: not finite at other places"
+    assert torch.equal(a.isnan(), b.isnan()) and torch.equal(a.isinf(), b.isinf()), (
+        f"{what}: not finite at other places"
+    )
     ok = b.isfinite()
     scale = float(b[ok].abs().max()) if ok.any() else 1.0
     error = float((a[ok] - b[ok]).abs().max()) if ok.any() else 0.0
@@ -47,11 +51,17 @@ def run(case: Case, *, show: bool = False) -> Session:
 
 
 def main(wanted: list[str]) -> None:
+    """Run the cases whose names hold one of the words, or all; ``--out FOLDER`` keeps the generated files."""
     failures = 0
+    folder = None
+    if wanted[:1] == ["--out"]:
+        folder, wanted = Path(wanted[1]), wanted[2:]
     chosen = [c for c in CASES if not wanted or any(w in c.name for w in wanted)]
     for case in chosen:
         try:
-            run(case, show=len(wanted) > 0)
+            session = run(case, show=len(wanted) > 0)
+            if folder is not None:
+                (folder / f"case{CASES.index(case)}.py").write_text(session.source)
         except Exception as error:
             failures += 1
             text = traceback.format_exc() if wanted else f"{type(error).__name__}: {str(error)[:300]}"

@@ -123,7 +123,9 @@ def _not(op: Operator) -> Result:
 @rule("Relu")
 def _relu(op: Operator) -> Result:
     # NaN stays: it is not below 0.
-    return elementwise(op, "tl.where({0} < 0, 0, {0})" if op[0].dtype not in FLOATS else "tl.where({0} < 0, 0.0, {0})", op[0])
+    return elementwise(
+        op, "tl.where({0} < 0, 0, {0})" if op[0].dtype not in FLOATS else "tl.where({0} < 0, 0.0, {0})", op[0]
+    )
 
 
 @rule("Sign")

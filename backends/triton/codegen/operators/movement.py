@@ -157,9 +157,7 @@ def _gather(op: Operator) -> Result:
     if given is not None and given.size == 1 and x.shape[axis].is_Integer:
         place = int(given.reshape(-1)[0]) % max(int(x.shape[axis]), 1)
         rank = given.ndim
-        return moved(
-            x, shape, lambda reader, index: (*index[:axis], sympy.Integer(place), *index[axis + rank :])
-        )
+        return moved(x, shape, lambda reader, index: (*index[:axis], sympy.Integer(place), *index[axis + rank :]))
     indices = whole_index(op[1], x.shape[axis])
     rank = len(op[1].shape)
 
@@ -536,4 +534,3 @@ def _pool(op: Operator) -> Result:
             else compute("{0} / {1}", total, present, shape=shape)
         )
     return cast(total, op.dtype())
-

@@ -66,4 +66,3 @@ def _quantize(op: Operator) -> Result:
         codes = compute("{0} + {1}", codes, shift, shape=x.shape)
     low, high = (number(float(v), "float32") for v in _RANGE[kind])
     return cast(compute("tl.minimum(tl.maximum({0}, {1}), {2})", codes, low, high), op.dtype())
-

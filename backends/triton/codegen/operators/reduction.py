@@ -38,7 +38,9 @@ def mean(x: Array, axes: tuple[int, ...]) -> Array:
     total = sympy.Mul(*(x.shape[n] for n in axes))
     if total.is_Integer and total > 0 and x.dtype == "float32":
         return compute("{0} * {1}", reduce("sum", x, axes), number(1.0 / int(total), "float32"))
-    return compute("{0} / {1}", reduce("sum", x, axes), cast(count(x, axes), x.dtype), shape=reduce("sum", x, axes).shape)
+    return compute(
+        "{0} / {1}", reduce("sum", x, axes), cast(count(x, axes), x.dtype), shape=reduce("sum", x, axes).shape
+    )
 
 
 def _with_nan(kind: str, x: Array, axes: tuple[int, ...]) -> Array:
