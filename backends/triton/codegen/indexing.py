@@ -148,11 +148,11 @@ class Ranges:
                     continue
                 a, n = term.args
                 upper = self.quotient(a, n)
-                wanted = sympy.expand(e - factor * term - factor * n * upper)
-                if len(sympy.Add.make_args(wanted)) < len(terms) and not wanted.has(term):
-                    if len(sympy.Add.make_args(sympy.expand(wanted + factor * a))) < len(sympy.Add.make_args(e)):
-                        e, changed = sympy.expand(wanted + factor * a), True
-                        break
+                rest = sympy.expand(e - factor * term - factor * n * upper)
+                joined = sympy.expand(rest + factor * a)
+                if not rest.has(term) and len(sympy.Add.make_args(joined)) < len(sympy.Add.make_args(e)):
+                    e, changed = joined, True
+                    break
         return e
 
     def unflat(self, position: Expr, sizes: Sequence[Expr]) -> Index:

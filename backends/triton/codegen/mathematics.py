@@ -10,14 +10,14 @@ import triton
 import triton.language as tl
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def sigmoid(x):  # type: ignore[no-untyped-def]
     """1 / (1 + exp(-x)), without overflow."""
     e = tl.exp(-tl.abs(x))
     return tl.where(x >= 0, 1.0 / (1.0 + e), e / (1.0 + e))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def log1p(x):  # type: ignore[no-untyped-def]
     """log(1 + x), right for small x."""
     u = 1.0 + x
@@ -26,7 +26,7 @@ def log1p(x):  # type: ignore[no-untyped-def]
     return tl.where(d == 0.0, x, tl.where(u == float("inf"), u, tl.log(u) * (x / near)))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def expm1(x):  # type: ignore[no-untyped-def]
     """exp(x) - 1, right for small x."""
     u = tl.exp(x)
@@ -36,7 +36,7 @@ def expm1(x):  # type: ignore[no-untyped-def]
     return tl.where(u == 1.0, x, tl.where(kahan, d, d * (x / log)))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def tanh(x):  # type: ignore[no-untyped-def]
     """The hyperbolic tangent."""
     a = tl.abs(x)
@@ -47,7 +47,7 @@ def tanh(x):  # type: ignore[no-untyped-def]
     return tl.where(x < 0, -y, y)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def sinh(x):  # type: ignore[no-untyped-def]
     """The hyperbolic sine."""
     a = tl.abs(x)
@@ -58,20 +58,20 @@ def sinh(x):  # type: ignore[no-untyped-def]
     return tl.where(x < 0, -y, y)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def cosh(x):  # type: ignore[no-untyped-def]
     """The hyperbolic cosine."""
     e = tl.exp(tl.abs(x) - 0.69314718)
     return e + 0.25 / e
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def tan(x):  # type: ignore[no-untyped-def]
     """The tangent."""
     return tl.sin(x) / tl.cos(x)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def atan(x):  # type: ignore[no-untyped-def]
     """The arc tangent."""
     a = tl.abs(x)
@@ -84,14 +84,14 @@ def atan(x):  # type: ignore[no-untyped-def]
     return tl.where(x < 0, -(base + p), base + p)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _arc(z, s):  # type: ignore[no-untyped-def]
     """asin(s) for z = s² of at most 1/4."""
     p = (((4.2163199048e-2 * z + 2.4181311049e-2) * z + 4.5470025998e-2) * z + 7.4953002686e-2) * z + 1.6666752422e-1
     return p * z * s + s
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def asin(x):  # type: ignore[no-untyped-def]
     """The arc sine."""
     a = tl.abs(x)
@@ -102,7 +102,7 @@ def asin(x):  # type: ignore[no-untyped-def]
     return tl.where(x < 0, -y, y)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def acos(x):  # type: ignore[no-untyped-def]
     """The arc cosine."""
     a = tl.abs(x)
@@ -112,7 +112,7 @@ def acos(x):  # type: ignore[no-untyped-def]
     return tl.where(large, tl.where(x < 0, 3.14159265 - 2.0 * p, 2.0 * p), 1.57079633 - p)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def asinh(x):  # type: ignore[no-untyped-def]
     """The area hyperbolic sine."""
     a = tl.abs(x)
@@ -122,7 +122,7 @@ def asinh(x):  # type: ignore[no-untyped-def]
     return tl.where(x < 0, -y, y)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def acosh(x):  # type: ignore[no-untyped-def]
     """The area hyperbolic cosine; NaN below 1."""
     t = tl.minimum(x, 1e9) - 1.0
@@ -130,7 +130,7 @@ def acosh(x):  # type: ignore[no-untyped-def]
     return tl.where(x > 1e9, tl.log(x) + 0.69314718, y)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def atanh(x):  # type: ignore[no-untyped-def]
     """The area hyperbolic tangent."""
     a = tl.abs(x)
@@ -138,7 +138,7 @@ def atanh(x):  # type: ignore[no-untyped-def]
     return tl.where(x < 0, -y, y)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def round_even(x):  # type: ignore[no-untyped-def]
     """The nearest whole number, halves to even ones: adding 2²³ leaves no fraction in float32."""
     a = tl.abs(x)
@@ -146,19 +146,19 @@ def round_even(x):  # type: ignore[no-untyped-def]
     return tl.where(x < 0, -y, y)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def truncate(x):  # type: ignore[no-untyped-def]
     """The whole number next to zero."""
     return tl.where(x < 0, tl.ceil(x), tl.floor(x))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def softplus(x):  # type: ignore[no-untyped-def]
     """log(1 + exp(x)), without overflow."""
     return tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x)))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def power(x, y):  # type: ignore[no-untyped-def]
     """x to the power of y as IEEE 754 has it: NaN for a root of a negative number, 1 for y = 0."""
     y = tl.zeros_like(x) + y
@@ -174,14 +174,14 @@ def power(x, y):  # type: ignore[no-untyped-def]
     return tl.where((y == 0.0) | (x == 1.0), 1.0, p)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def floor_mod(x, y):  # type: ignore[no-untyped-def]
     """The remainder with the sign of the divisor."""
     r = x % y
     return tl.where((r != 0) & ((r < 0) != (y < 0)), r + y, r)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def multiply(a, b):  # type: ignore[no-untyped-def]
     """For reductions."""
     return a * b

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import keyword
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -650,10 +651,8 @@ class _Writer:
         if call is None:
             return None
         shape = None
-        try:
+        with contextlib.suppress(Unfit, ValueError):  # the call may do without
             shape = [self._host(size) for size in shape_of(node.outputs[0], self.sizes)]
-        except (Unfit, ValueError):
-            pass  # the call may do without
         arguments = [_Argument(self, v) for v in inputs]
         return call(node, arguments, shape, opset)
 
@@ -673,10 +672,9 @@ class _Writer:
         if scope.names:
             kernels = list(dict.fromkeys(scope.names))
             why = [reason for what, reason in scope.left if what == "kernels"]
-            self.remarks.append(
-                Remark("applied", scope.title, f"{operators}: {len(scope.names)} generated kernels" if len(scope.names) > 1
-                       else f"{operators}: a generated kernel", {"kernels": kernels, "because": why})
-            )  # fmt: skip
+            many = len(scope.names) > 1
+            said = f"{operators}: {len(scope.names)} generated kernels" if many else f"{operators}: a generated kernel"
+            self.remarks.append(Remark("applied", scope.title, said, {"kernels": kernels, "because": why}))
         for what, reason in scope.left:
             if what != "kernels":
                 self.remarks.append(Remark("skipped", scope.title, f"{what} is left to PyTorch: {reason}"))

@@ -111,7 +111,7 @@ def _attention(node: onnx_ir.Node, x: Sequence[Argument], shape: Sequence[str] |
 
 
 CALLS: dict[str, Call] = {
-    "Attention": _attention, "MatMul": _matmul, "Gemm": _gemm, "Conv": _conv, "Transpose": _transpose, "Identity": _identity,
-    "Expand": _expand, **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
+    "Attention": _attention, "MatMul": _matmul, "Gemm": _gemm, "Conv": _conv, "Transpose": _transpose,
+    "Identity": _identity, "Expand": _expand, **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
 }  # fmt: skip
 """Source of the call by operator; None where the rule of the reference backend says it better."""

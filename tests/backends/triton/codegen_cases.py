@@ -135,7 +135,8 @@ def _elementwise() -> None:
                  "HardSwish Relu Sign Sin Cos").split():  # fmt: skip
         _unary(kind, _random(3, 100, low=-4, high=4) if kind in ("Sinh", "Cosh", "Exp", "Sin", "Cos") else wide)
     for kind, low, high in (("Log", 0.01, 9.0), ("Sqrt", 0.0, 9.0), ("Reciprocal", 0.1, 3.0), ("Acosh", 1.0, 9.0),
-                            ("Acos", -1.0, 1.0), ("Asin", -1.0, 1.0), ("Atanh", -0.99, 0.99), ("Tan", -1.2, 1.2)):  # fmt: skip
+                            ("Acos", -1.0, 1.0), ("Asin", -1.0, 1.0), ("Atanh", -0.99, 0.99),
+                            ("Tan", -1.2, 1.2)):  # fmt: skip
         _unary(kind, _random(5, 31, low=low, high=high))
     small = _random(7, 9)
     for kind in "Gelu Swish LeakyRelu ThresholdedRelu HardSigmoid Elu Celu Selu Shrink".split():
@@ -527,7 +528,8 @@ def _movement() -> None:
     ):
         single(f"Resize {mode} {way}", lambda b, mode=mode, way=way: b.op(
             "Resize", b.input(_random(1, 2, 4, 5)), None, b.constant([1, 1, 2, 2], np.float32), mode=mode,
-            coordinate_transformation_mode=way, nearest_mode="floor" if way == "asymmetric" else "round_prefer_floor"))  # fmt: skip
+            coordinate_transformation_mode=way,
+            nearest_mode="floor" if way == "asymmetric" else "round_prefer_floor"))  # fmt: skip
     single(
         "Resize to a size",
         lambda b: b.op("Resize", b.input(_random(1, 2, 4, 5)), None, None, b.constant([1, 2, 6, 3]), mode="nearest"),
