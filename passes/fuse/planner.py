@@ -4,7 +4,8 @@ Blocks grow from the One-to-One operators with the smallest results, to successo
 step asks, in this order: the table of types, whether blocks would wait for each other, whether one kernel can compute
 both (``structure.py``), whether it fits (``resources.py``), and where the table says so whether it pays: by measured
 latencies if there are any, else by the cost model. What stands in front of a product joins it last, since the end of
-the product before is the better place. Then neighbours that may still be joined are, in the order of what they save.
+the product before is the better place. Then neighbours that may still be joined are, in the order of what they save,
+nodes at borders move, and small windows are searched (``windows.py``).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .quotient import Quotient
 from .resources import estimate
 from .sizes import Sizes
 from .structure import describe, examine
+from .windows import improve
 
 __all__ = ["Block", "Plan", "Planner", "plan"]
 
@@ -39,6 +41,10 @@ _PLACEWISE = (
 
 _FIXED = (BlockType.OPAQUE, BlockType.HOST, BlockType.CONTRACTION)
 _ALONE = (BlockType.OPAQUE, BlockType.HOST)
+STARTS: tuple[bool | None, ...] = (True, None, False)
+"""Ways to begin: grow to successors first, not at all, to predecessors first; the cheapest plan is kept."""
+_MANY = 1000
+"""Nodes of a graph that is planned in the first way only."""
 _NOISE = 1e-12
 """Seconds that are no difference."""
 
@@ -64,9 +70,19 @@ def plan(
         PassError: the planner made a plan that breaks its own rules.
     """
     planner = Planner(graph, machine, sizes, latencies)
-    planner.grow()
-    planner.join()
-    planner.settle()
+    found = []
+    # Growth decides early and may take a node into the wrong block; joining alone sees no further than one step.
+    for start in STARTS[: 1 if len(planner.infos) > _MANY else None]:
+        planner.restart()
+        if start is not None:
+            planner.grow(forward=start)
+        planner.join()
+        planner.settle()
+        planner.join()
+        improve(planner)
+        planner.join()
+        found.append(planner.blocks())
+    planner.rebuild(min(found, key=lambda groups: (planner.total(groups), len(groups))))
     if deep:
         from .deep import deepen
 
@@ -108,15 +124,27 @@ class Planner:
         self._version = [0] * len(nodes)
         self._refused: set[tuple[int, int, int, int]] = set()
 
-    def grow(self) -> None:
-        """Grow blocks from seeds."""
+    def restart(self) -> None:
+        """Let each node be a block of its own."""
+        self.rebuild([[node] for node in range(len(self.infos))])
+
+    def blocks(self) -> list[list[int]]:
+        """The blocks as they are."""
+        return list(self.quotient.members.values())
+
+    def total(self, groups: Sequence[Sequence[int]]) -> float:
+        """Seconds of these blocks together, by the cost model, to a picosecond."""
+        return round(sum(self.cost(group) for group in groups), 12)
+
+    def grow(self, *, forward: bool = True) -> None:
+        """Grow blocks from seeds, to successors first or to predecessors first."""
         seeds = [index for index, type_ in self.types.items() if type_ in _SEEDS]
         seeds.sort(key=lambda index: (self.sizes.bytes(self.infos[index].node.outputs[0]), index))
         for seed in seeds:
             block = self.quotient.home[seed]
             if len(self.quotient.members[block]) == 1:
-                block = self._spread(block, forward=True)
-                self._spread(block, forward=False)
+                block = self._spread(block, forward=forward)
+                self._spread(block, forward=not forward)
 
     def _spread(self, block: int, *, forward: bool) -> int:
         """Take in neighbours on one side as long as some may be; the name of the block afterwards."""
@@ -202,7 +230,7 @@ class Planner:
             if any(self.quotient.reaches(a, home) for home in homes - {a, b}):
                 continue
             saved = self._moving(node, b, a)
-            if saved is not None and (saved > _NOISE or (saved >= 0 and self.types[a] is BlockType.CONTRACTION)):
+            if saved is not None and (saved > _NOISE or (saved >= -_NOISE and self.types[a] is BlockType.CONTRACTION)):
                 return node, b, a
         return None
 
@@ -243,15 +271,22 @@ class Planner:
         groups = dict(self.quotient.members)
         groups[source] = [member for member in groups[source] if member != node]
         groups[target] = sorted([*groups[target], node])
-        anchors = [groups[source][0], groups[target][0]]
-        types = {member: self.types[name] for name, group in groups.items() for member in group[:1]}
-        self.quotient = Quotient(self.needs, list(groups.values()))
+        changed = [groups[source], groups[target]]
+        self.rebuild(list(groups.values()))
+        return [group[0] for group in changed]
+
+    def rebuild(self, groups: Sequence[list[int]]) -> bool:
+        """Let ``groups`` be the blocks; False, and nothing changes, if they would wait for each other."""
+        quotient = Quotient(self.needs, groups)
+        if len(quotient.order()) != len(groups):
+            return False
+        known = {tuple(group): self.types[name] for name, group in self.quotient.members.items()}
+        self.quotient = quotient
+        self.types = {name: known.get(tuple(group)) or self.type_of(group) for name, group in quotient.members.items()}
+        # Names of blocks may mean others than before.
         self._refused.clear()
-        self.types = types
-        for name in anchors:
-            self.types[name] = self.type_of(self.quotient.members[name])
-            self._version[name] += 1
-        return anchors
+        self._version = [version + 1 for version in self._version]
+        return True
 
     def type_of(self, members: Sequence[int]) -> BlockType:
         """The type of nodes as one block."""
@@ -300,7 +335,7 @@ class Planner:
             reason = self.objection(members)
         if reason is None:
             saved = self._saved(first, second, members, verdict is Verdict.IF_IT_PAYS)
-            if verdict is Verdict.ALWAYS or saved >= 0:
+            if verdict is Verdict.ALWAYS or saved >= -_NOISE:
                 return saved
             reason = f"{self.types[first].value} before {self.types[second].value} does not pay"
         self._refused.add(pair)
