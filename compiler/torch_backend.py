@@ -12,7 +12,7 @@ import tempfile
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ from .torch_constants import Constants
 from .torch_report import GraphReport, reports
 
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-"""Torch's own modes: there is one way to run, so they all mean the same."""
+"""Torch's own modes: they say whether CUDA graphs are recorded, and mean the same on the CPU."""
+_BACKENDS = ("auto", "onnxruntime", "triton")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Options:
         fingerprint_every: calls between two looks at the numbers of the constants; 0 for never.
         threads: of the session; as many as the process may use if None.
         fallback: whether a graph that cannot be compiled runs eagerly; an error if not.
+        backend: ``onnxruntime`` or ``triton``; by default the former on the CPU and the latter on CUDA.
+        cuda_graph: whether launches are recorded and replayed, on CUDA; ``mode="reduce-overhead"`` sets it.
 
     Raises:
         OptionError: a value that makes no sense.
@@ -58,6 +61,8 @@ class Options:
     fingerprint_every: int = 100
     threads: int | None = None
     fallback: bool = True
+    backend: str = "auto"
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("max_compilations", 1), ("fingerprint_every", 0)):
@@ -66,8 +71,13 @@ class Options:
                 raise OptionError(f"{name}={value!r} is not a number from {least}", where="options=")
         if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
             raise OptionError(f"threads={self.threads!r} is not a number of threads", where="options=")
-        if not isinstance(self.fallback, bool):
-            raise OptionError(f"fallback={self.fallback!r} is neither True nor False", where="options=")
+        for name in ("fallback", "cuda_graph"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name}={getattr(self, name)!r} is neither True nor False", where="options=")
+        if self.backend not in _BACKENDS:
+            raise OptionError(
+                f"there is no backend {self.backend!r}", where="options=", fix=nearest(str(self.backend), _BACKENDS)
+            )
         check_order(implied(parse(self.passes)))
 
 
@@ -115,6 +125,8 @@ def _settings(mode: str | None, given: dict[str, Any]) -> Options:
         if mode not in PRESETS:
             raise OptionError(f"there is no mode {mode!r}", where="mode=", fix=nearest(mode, [*PRESETS, *_MODES]))
         given.setdefault("passes", mode)
+    if mode in ("reduce-overhead", "max-autotune"):
+        given.setdefault("cuda_graph", True)
     return Options(**given)
 
 
@@ -129,11 +141,11 @@ class _Compiled:
         self._plan: Plan | None = None
         self._traced: Traced | None = None
         self._captured: Captured | None = None
-        self._session: Session | None = None
+        self._session: Any = None
         self._constants = Constants(settings.fingerprint_every)
         self._epoch = _epoch
         self._warned = False
-        reason = _obstacle(inputs)
+        reason = _obstacle(inputs, settings.backend)
         if reason is not None:
             self._give_up(reason)
         else:
@@ -163,7 +175,7 @@ class _Compiled:
         if self._session is None:  # only views and constants
             return []
         feeds = {name: args[i] for i, name in self._feeds}
-        outputs = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in self._session.run(feeds)]
+        outputs = _owned(self._session.run(feeds), feeds.values())
         if not captured.numbers:
             return outputs
         return [v.item() if index in captured.numbers else v for index, v in enumerate(outputs)]
@@ -183,7 +195,7 @@ class _Compiled:
                 raise UnsupportedError(why)
             session = None
             if captured.graph.graph.outputs:
-                session = self._session_of(captured)
+                session = self._session_of(captured, inputs)
         except Exception as error:  # what cannot be compiled runs eagerly, whatever the reason
             self._give_up(error.what if isinstance(error, BurnishError) else f"{type(error).__name__}: {_first(error)}")
             return
@@ -192,13 +204,19 @@ class _Compiled:
             self.report.seconds += time.perf_counter() - start
         self._captured, self._session, self._epoch = captured, session, _epoch
         self.report.apart = self._traced.apart
+        self.report.backend = self._target(inputs)
         self.report.operators = node_count(captured.graph) if session is not None else 0
         names = set() if session is None else {spec.name for spec in session.inputs}
         self._feeds = [(i, f"input_{i}") for i in captured.inputs if f"input_{i}" in names]
         self._constants.remember(captured.constants, inputs)
 
-    def _session_of(self, captured: Captured) -> Session:
+    def _session_of(self, captured: Captured, inputs: Sequence[Any]) -> Any:
         run_passes(captured.graph, implied(parse(self._settings.passes)), Context(), [])
+        if self._target(inputs) == "triton":
+            from ..backends.triton.session import Session as TritonSession
+
+            (device,) = {value.device for value in inputs if isinstance(value, torch.Tensor)}
+            return TritonSession(captured.graph, device=device, cuda_graph=self._settings.cuda_graph)
         lower(captured.graph)
         folder = tempfile.mkdtemp(prefix="burnish-torch-")
         try:
@@ -211,6 +229,13 @@ class _Compiled:
         # The runtime maps the weights of a large file: it stays as long as the session.
         weakref.finalize(session, shutil.rmtree, folder, True)
         return session
+
+    def _target(self, inputs: Sequence[Any]) -> str:
+        if self._settings.backend != "auto":
+            return self._settings.backend
+        return (
+            "triton" if any(isinstance(v, torch.Tensor) and v.device.type == "cuda" for v in inputs) else "onnxruntime"
+        )
 
     def _give_up(self, reason: str) -> None:
         self._session = self._captured = None
@@ -238,7 +263,22 @@ class _Compiled:
         return self._constants.changed(args, self.report.calls)
 
 
-def _obstacle(inputs: Sequence[Any]) -> str | None:
+def _owned(outputs: Sequence[Any], feeds: Iterable[torch.Tensor]) -> list[Any]:
+    """Outputs as tensors that share no memory with the inputs or with each other."""
+    taken = {feed.untyped_storage().data_ptr() for feed in feeds}
+    owned = []
+    for output in outputs:
+        tensor = torch.from_numpy(output) if isinstance(output, np.ndarray) else output
+        place = tensor.untyped_storage().data_ptr()
+        if place in taken and tensor.numel():
+            tensor = tensor.clone()
+            place = tensor.untyped_storage().data_ptr()
+        taken.add(place)
+        owned.append(tensor)
+    return owned
+
+
+def _obstacle(inputs: Sequence[Any], backend: str) -> str | None:
     """Why a graph with these arguments is not compiled, or None."""
     tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
@@ -246,8 +286,11 @@ def _obstacle(inputs: Sequence[Any]) -> str | None:
             "gradients are recorded; call the model under torch.inference_mode() or torch.no_grad(), "
             "or set requires_grad_(False) on its parameters"
         )
-    devices = {str(tensor.device) for tensor in tensors} - {"cpu"}
-    if devices:
+    devices = {str(tensor.device) for tensor in tensors}
+    kinds = {tensor.device.type for tensor in tensors}
+    if len(devices) > 1:
+        return f"its tensors are on several devices: {', '.join(sorted(devices))}"
+    if kinds - {"cpu", "cuda"} or (backend == "onnxruntime" and "cuda" in kinds):
         return f"its tensors are on {', '.join(sorted(devices))}, not on the CPU"
     for tensor in tensors:
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+_NAMES = {"onnxruntime": "ONNX Runtime", "triton": "Triton"}
+
 
 @dataclass
 class GraphReport:
@@ -21,6 +23,7 @@ class GraphReport:
         eager_calls: how often a compiled graph ran eagerly for the sake of its arguments.
         why: of the last such call.
         apart: operators without a rule that PyTorch's decompositions were taken for.
+        backend: what it runs on.
     """
 
     nodes: int
@@ -34,9 +37,10 @@ class GraphReport:
     eager_calls: int = 0
     why: str | None = None
     apart: tuple[str, ...] = ()
+    backend: str = "onnxruntime"
 
     def __str__(self) -> str:
-        how = f"eager: {self.eager}" if self.eager else f"{self.operators} nodes on ONNX Runtime"
+        how = f"eager: {self.eager}" if self.eager else f"{self.operators} nodes on {_NAMES[self.backend]}"
         if not self.eager and self.apart:
             how += f" ({', '.join(self.apart)} taken apart)"
         again = f", again because {'; '.join(self.recompiled)}" if self.recompiled else ""

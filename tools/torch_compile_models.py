@@ -39,7 +39,7 @@ class _Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """U-Net (Ronneberger et al. 2015) with padded convolutions and batch normalization; four levels of ``width`` · 2ⁿ."""
+    """U-Net (Ronneberger et al. 2015) with padded convolutions, batch norms and five levels."""
 
     def __init__(self, width: int = 16, classes: int = 2) -> None:
         super().__init__()
@@ -84,14 +84,16 @@ def _vit() -> nn.Module:
 
     config = ViTConfig(hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768,
                        num_labels=1000)  # fmt: skip
-    return ViTForImageClassification(config)
+    model: nn.Module = ViTForImageClassification(config)
+    return model
 
 
 def _resnet() -> nn.Module:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     config = ResNetConfig(hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic", num_labels=1000)
-    return ResNetForImageClassification(config)
+    model: nn.Module = ResNetForImageClassification(config)
+    return model
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def compiled(model: nn.Module, way: str) -> Callable[..., Any]:
     if way == "inductor":
         import torch._inductor.config as inductor
 
-        inductor.freezing = True  # type: ignore[attr-defined]
+        inductor.freezing = True
         return torch.compile(model, backend="inductor")
     return torch.compile(model, backend="burnish")
 
@@ -149,7 +151,7 @@ def compiled(model: nn.Module, way: str) -> Callable[..., Any]:
 class CompiledSide(TorchSide):
     """A side of a benchmark; the first call of what :meth:`prepare` returns compiles."""
 
-    is_decoder = False  # type: ignore[assignment]  # it is called on inputs like any other model
+    is_decoder = False  # it is called on inputs like any other model
 
     def __init__(self, name: str, way: str, threads: int | None = None) -> None:
         super().__init__(made(name), threads)

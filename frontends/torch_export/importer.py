@@ -186,8 +186,13 @@ class Importer:
         if node.target is operator.getitem:
             source = self.value(node.args[0])
             index = node.args[1]
-            # A rule may leave out trailing results that nobody reads.
+            # A rule may leave out results that nobody reads.
             self._values[node] = source[index] if isinstance(index, int) and index < len(source) else None
+            if self._values[node] is None and node.users and isinstance(meta, torch.Tensor):
+                self.builder.begin(node.name, self._module(node), node.name, meta)
+                raise self.builder.unsupported(
+                    f"no rule gives result {index} of {overload_name(node.args[0].target)}"  # type: ignore[union-attr]
+                )
             self._aliases.getitem(node)
             return
         if overload_name(node.target) in _IGNORED:

@@ -7,6 +7,7 @@ from . import (
     conversion,
     convolution,
     creation,
+    diagonals,
     functions,
     indexing,
     logic,
@@ -15,6 +16,7 @@ from . import (
     recurrent,
     reduction,
     reshaping,
+    scans,
     sorting,
 )
 
@@ -25,6 +27,7 @@ __all__ = [
     "conversion",
     "convolution",
     "creation",
+    "diagonals",
     "functions",
     "indexing",
     "logic",
@@ -33,5 +36,6 @@ __all__ = [
     "recurrent",
     "reduction",
     "reshaping",
+    "scans",
     "sorting",
 ]

@@ -108,6 +108,40 @@ def _extreme(b: Builder, op_type: str, logical: str, x: Operand, y: Operand) -> 
     return binary(b, logical if b.dtype == DataType.BOOL else op_type, x, y)
 
 
+@rule("aten.fmax.default")
+def fmax(b: Builder, x: Operand, y: Operand) -> Value:
+    return _passing(b, "Max", x, y)
+
+
+@rule("aten.fmin.default")
+def fmin(b: Builder, x: Operand, y: Operand) -> Value:
+    return _passing(b, "Min", x, y)
+
+
+def _passing(b: Builder, op_type: str, x: Operand, y: Operand) -> Value:
+    """An extreme that prefers numbers to NaN."""
+    x, y = operand(b, x, b.dtype), operand(b, y, b.dtype)
+    extreme = b.op(op_type, x, y)
+    if not is_float(b.dtype):
+        return extreme
+    rest = b.op("Where", b.op("IsNaN", y), x, extreme)
+    return b.op("Where", b.op("IsNaN", x), y, rest)
+
+
+@rule("aten.copysign.Tensor", "aten.copysign.Scalar")
+def copysign(b: Builder, x: Operand, y: Operand) -> Value:
+    size = b.op("Abs", operand(b, x, b.dtype))
+    return b.op("Where", negative(b, operand(b, y, b.dtype)), b.op("Neg", size), size)
+
+
+def negative(b: Builder, x: Value) -> Value:
+    """Whether the sign is set; minus zero is told by its reciprocal."""
+    zero = b.scalar(0, x.dtype)
+    if not is_float(x.dtype):
+        return b.op("Less", x, zero)
+    return b.op("Or", b.op("Less", x, zero), b.op("Less", b.op("Reciprocal", x), zero))
+
+
 @rule("aten.clamp.default", "aten.clamp.Tensor", "aten.clip.default")
 def clamp(b: Builder, x: Value, min: Operand | None = None, max: Operand | None = None) -> Value:
     x = b.cast(x, b.dtype)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from onnx_ir import Value
+import onnx_ir
+from onnx_ir import DataType, Value
 
 from ..builder import Builder, dims, fixed, rank
 from ..registry import rule
@@ -116,6 +118,40 @@ def max_pool(
     return _unbatched(b, y, added)
 
 
+@rule("aten.max_pool1d_with_indices.default", "aten.max_pool2d_with_indices.default",
+      "aten.max_pool3d_with_indices.default")  # fmt: skip
+def max_pool_with_indices(
+    b: Builder,
+    x: Value,
+    kernel_size: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> list[Value]:
+    """Largest numbers, and where in its image each stood."""
+    n = _pool_rank(b)
+    kernel = _many(kernel_size, n)
+    attributes = {
+        "kernel_shape": kernel, "strides": _many(stride, n) if stride else kernel, "pads": _many(padding, n) * 2,
+        "dilations": _many(dilation, n), "ceil_mode": int(ceil_mode),
+    }  # fmt: skip
+    return _maxima(b, x, n, b.dimensions.shape(b.meta[0].shape), attributes)
+
+
+def _maxima(b: Builder, x: Value, n: int, shape: Sequence[Any], attributes: dict[str, Any]) -> list[Value]:
+    x, added = _batched(b, x, n)
+    whole = (1, *shape) if added else tuple(shape)
+    y, indices = b.ops("MaxPool", [x], 2, attributes)
+    assert x.dtype is not None
+    y.type, y.shape = onnx_ir.TensorType(x.dtype), onnx_ir.Shape(whole)
+    indices.type, indices.shape = onnx_ir.TensorType(DataType.INT64), onnx_ir.Shape(whole)
+    # ONNX counts through batch and channels as well.
+    size = b.op("ReduceProd", b.sizes(dims(x)[-n:]), shape=(), keepdims=0)
+    within = b.op("Mod", indices, size)
+    return [_unbatched(b, y, added), _unbatched(b, within, added)]
+
+
 @rule("aten.avg_pool1d.default", "aten.avg_pool2d.default", "aten.avg_pool3d.default")
 def avg_pool(
     b: Builder,
@@ -152,7 +188,12 @@ def adaptive_avg_pool(b: Builder, x: Value, output_size: Any) -> Value:
 
 @rule("aten.adaptive_max_pool1d.default", "aten.adaptive_max_pool2d.default", "aten.adaptive_max_pool3d.default")
 def adaptive_max_pool(b: Builder, x: Value, output_size: Any) -> list[Value]:
-    return [_adaptive(b, x, _many(output_size, b.spatial), "ReduceMax", "MaxPool")]
+    n = b.spatial
+    sizes, have = _many(output_size, n), dims(x)[-n:]
+    if all(isinstance(size, int) and size % want == 0 for size, want in zip(have, sizes, strict=True)):
+        kernel = [fixed(size) // want for size, want in zip(have, sizes, strict=True)]
+        return _maxima(b, x, n, [*dims(x)[:-n], *sizes], {"kernel_shape": kernel, "strides": kernel})
+    return [_adaptive(b, x, sizes, "ReduceMax", "MaxPool")]
 
 
 def _adaptive(b: Builder, x: Value, sizes: list[int], reduction: str, pooling: str) -> Value:
@@ -246,7 +287,7 @@ def upsample_bicubic_size(b: Builder, x: Value, output_size: Any, align_corners:
     return _resize(b, x, "cubic", align_corners)
 
 
-@rule("aten.grid_sampler.default", "aten.grid_sampler_2d.default")
+@rule("aten.grid_sampler.default", "aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default")
 def grid_sampler(
     b: Builder, x: Value, grid: Value, interpolation_mode: int, padding_mode: int, align_corners: bool
 ) -> Value:

@@ -9,7 +9,7 @@ from onnx_ir import DataType, Value
 from ..builder import Builder
 from ..dtypes import is_float
 from ..registry import rule
-from .arithmetic import truncate
+from .arithmetic import negative, truncate
 from .operands import binary
 
 _UNARY = {
@@ -98,3 +98,24 @@ def log2(b: Builder, x: Value) -> Value:
 @rule("aten.log10.default")
 def log10(b: Builder, x: Value) -> Value:
     return b.op("Div", b.op("Log", b.cast(x, b.dtype)), b.scalar(math.log(10), b.dtype))
+
+
+@rule("aten.erfc.default", "aten.special_erfc.default")
+def erfc(b: Builder, x: Value) -> Value:
+    """1 − erf(x): as exact as torch's, but not relative to results near 0."""
+    return b.op("Sub", b.scalar(1, b.dtype), b.op("Erf", b.cast(x, b.dtype)))
+
+
+@rule("aten.signbit.default")
+def signbit(b: Builder, x: Value) -> Value:
+    if x.dtype == DataType.BOOL:
+        raise b.unsupported("the sign of a truth value")
+    return negative(b, x)
+
+
+@rule("aten.angle.default")
+def angle(b: Builder, x: Value) -> Value:
+    """π where a real number is negative."""
+    x = b.cast(x, b.dtype)
+    turned = b.op("Where", b.op("Less", x, b.scalar(0, b.dtype)), b.scalar(math.pi, b.dtype), b.scalar(0, b.dtype))
+    return b.op("Where", b.op("IsNaN", x), x, turned)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from onnx_ir import DataType, Value
 
 from ..builder import Builder, Number, broadcast, dims, rank
+from ..dtypes import is_float
 from ..expressions import Size
 from ..registry import rule
 from ..views import select_scatter as write_select
@@ -38,6 +40,9 @@ def gather(b: Builder, x: Value, dim: int, index: Value, sparse_grad: bool = Fal
 
 @rule("aten.index_select.default")
 def index_select(b: Builder, x: Value, dim: int, index: Value) -> Value:
+    if not rank(x):
+        return x
+    index = b.op("Reshape", index, b.ints([-1]), shape=dims(index) or (1,))
     return b.op("Gather", x, index, shape=b.shape, axis=dim % rank(x))
 
 
@@ -159,10 +164,71 @@ def scatter_add(b: Builder, x: Value, dim: int, index: Value, src: Value) -> Val
 def scatter_reduce(
     b: Builder, x: Value, dim: int, index: Value, src: Value, reduce: str, include_self: bool = True
 ) -> Value:
-    known = {"sum": "add", "prod": "mul", "amax": "max", "amin": "min"}
-    if reduce not in known or not include_self:
-        raise b.unsupported(f"scatter_reduce with reduce={reduce!r}, include_self={include_self}")
-    return _scatter(b, x, dim, index, src, known[reduce])
+    if reduce not in _REDUCTIONS:
+        raise b.unsupported(f"scatter_reduce with reduce={reduce!r}")
+    if not rank(x):
+        column = [b.op("Reshape", v, b.ints([1]), shape=(1,)) for v in (x, index, src)]
+        return b.op("Squeeze", _reduced(b, column[0], 0, column[1], column[2], reduce, include_self), shape=())
+    return _reduced(b, x, dim, index, src, reduce, include_self)
+
+
+@rule("aten.scatter.reduce")
+def scatter_reduce_src(b: Builder, x: Value, dim: int, index: Value, src: Value, *, reduce: str) -> Value:
+    return _scatter(b, x, dim, index, src, {"add": "add", "multiply": "mul"}[reduce])
+
+
+@rule("aten.scatter.value_reduce")
+def scatter_reduce_value(b: Builder, x: Value, dim: int, index: Value, value: Number, *, reduce: str) -> Value:
+    return scatter_reduce_src(b, x, dim, index, expand_to(b, b.scalar(value, x.dtype), dims(index)), reduce=reduce)
+
+
+_REDUCTIONS = {"sum": "add", "prod": "mul", "mean": "add", "amax": "max", "amin": "min"}
+
+
+def _reduced(b: Builder, x: Value, dim: int, index: Value, src: Value, reduce: str, include_self: bool) -> Value:
+    """``x`` with what is scattered reduced into it; without it where anything is, if ``include_self`` is not set."""
+    if reduce == "mean" and not is_float(x.dtype):
+        raise b.unsupported("a mean of integers")
+    start = x
+    one = expand_to(b, b.scalar(1, x.dtype), dims(index))
+    if not include_self:
+        hit = _scatter(b, b.op("Sub", x, x), dim, index, one)
+        # x − x is NaN where x is infinite: compared with 1 instead of 0.
+        limits = np.finfo if is_float(x.dtype) else np.iinfo
+        assert x.dtype is not None
+        bound = limits(x.dtype.numpy())
+        infinite = is_float(x.dtype)
+        neutral = {"sum": 0, "mean": 0, "prod": 1, "amax": -np.inf if infinite else bound.min,
+                   "amin": np.inf if infinite else bound.max}[reduce]  # fmt: skip
+        start = b.op("Where", b.op("Equal", hit, b.scalar(1, x.dtype)), b.scalar(neutral, x.dtype), x)
+    result = _scatter(b, start, dim, index, src, _REDUCTIONS[reduce])
+    if reduce != "mean":
+        return result
+    zero = b.op("Mul", expand_to(b, b.scalar(1, x.dtype), dims(x)), b.scalar(0, x.dtype))
+    count = _scatter(b, zero, dim, index, one, "add")
+    count = b.op("Add", count, b.scalar(1, x.dtype)) if include_self else b.op("Max", count, b.scalar(1, x.dtype))
+    return b.op("Div", result, count)
+
+
+@rule("aten.index_reduce.default")
+def index_reduce(
+    b: Builder, x: Value, dim: int, index: Value, source: Value, reduce: str, *, include_self: bool = True
+) -> Value:
+    if not rank(x):
+        raise b.unsupported("index_reduce of a number")
+    axis = dim % rank(x)
+    column = b.op("Reshape", index, b.ints([-1 if i == axis else 1 for i in range(rank(x))]),
+                  shape=[dims(source)[axis] if i == axis else 1 for i in range(rank(x))])  # fmt: skip
+    return _reduced(b, x, dim, expand_to(b, column, dims(source)), source, reduce, include_self)
+
+
+@rule("aten.put.default")
+def put(b: Builder, x: Value, index: Value, source: Value, accumulate: bool = False) -> Value:
+    flat = b.op("Reshape", x, b.ints([-1]), shape=[b.dimensions.unknown()])
+    places = b.op("Reshape", index, b.ints([-1, 1]), shape=[b.dimensions.unknown(), 1])
+    values = b.op("Reshape", source, b.ints([-1]), shape=[b.dimensions.unknown()])
+    result = b.op("ScatterND", flat, places, values, shape=dims(flat), reduction="add" if accumulate else None)
+    return b.op("Reshape", result, b.sizes(dims(x)), shape=dims(x))
 
 
 def _scatter(b: Builder, x: Value, dim: int, index: Value, src: Value, reduction: str | None = None) -> Value:
@@ -177,6 +243,8 @@ def _scatter(b: Builder, x: Value, dim: int, index: Value, src: Value, reduction
 
 @rule("aten.index_copy.default")
 def index_copy(b: Builder, x: Value, dim: int, index: Value, source: Value) -> Value:
+    if not rank(x):
+        return b.op("Reshape", source, b.ints([]), shape=())
     return _rows(b, x, dim, index, source)
 
 
@@ -184,14 +252,18 @@ def index_copy(b: Builder, x: Value, dim: int, index: Value, source: Value) -> V
 def index_add(b: Builder, x: Value, dim: int, index: Value, source: Value, alpha: Number = 1) -> Value:
     if alpha != 1:
         source = b.op("Mul", source, b.scalar(alpha, source.dtype))
+    if not rank(x):
+        return b.op("Add", x, b.op("ReduceSum", source, shape=(), keepdims=0))
     return _rows(b, x, dim, index, source, "add")
 
 
 @rule("aten.index_fill.int_Scalar", "aten.index_fill.int_Tensor")
 def index_fill(b: Builder, x: Value, dim: int, index: Value, value: Operand) -> Value:
+    if not rank(x):
+        return operand(b, value, b.dtype)
     axis = dim % rank(x)
     shape = list(dims(x))
-    shape[axis] = dims(index)[0]
+    shape[axis] = dims(index)[0] if rank(index) else 1
     return _rows(b, x, dim, index, expand_to(b, operand(b, value, b.dtype), shape))
 
 
@@ -200,8 +272,10 @@ def _rows(b: Builder, x: Value, dim: int, index: Value, source: Value, reduction
     axis = dim % rank(x)
     perm = [axis, *(i for i in range(rank(x)) if i != axis)]
     back = [perm.index(i) for i in range(rank(x))]
-    rows = b.op("Unsqueeze", index, b.ints([1]), shape=[*dims(index), 1])
+    rows = b.op("Reshape", index, b.ints([-1, 1]), shape=[*(dims(index) or (1,)), 1])
     moved = transpose(b, x, perm)
+    if not rank(source):
+        source = b.op("Reshape", source, b.ints([1] * rank(x)), shape=[1] * rank(x))
     result = b.op("ScatterND", moved, rows, transpose(b, source, perm), shape=dims(moved), reduction=reduction)
     return transpose(b, result, back)
 
@@ -248,6 +322,28 @@ def bucketize(b: Builder, x: Value, boundaries: Value, out_int32: bool = False, 
     column = b.op("Unsqueeze", x, b.ints([rank(x)]), shape=[*dims(x), 1])
     past = b.op("GreaterOrEqual" if right else "Greater", column, b.cast(boundaries, x.dtype))  # type: ignore[arg-type]
     return b.op("ReduceSum", b.cast(past, b.dtype), b.ints([-1]), shape=b.shape, keepdims=0)
+
+
+@rule("aten.searchsorted.Tensor")
+def searchsorted(
+    b: Builder, boundaries: Value, x: Value, *, out_int32: bool = False, right: bool = False, side: str | None = None,
+    sorter: Value | None = None,
+) -> Value:  # fmt: skip
+    """How many of the boundaries, sorted along the last axis, are less than each value (or equal to it, ``right``)."""
+    if sorter is not None:
+        boundaries = gather(b, boundaries, -1, sorter)
+    column = b.op("Unsqueeze", x, b.ints([rank(x)]), shape=[*dims(x), 1])
+    row = b.cast(boundaries, x.dtype)  # type: ignore[arg-type]
+    if rank(boundaries) > 1:
+        row = b.op("Unsqueeze", row, b.ints([rank(row) - 1]), shape=[*dims(row)[:-1], 1, dims(row)[-1]])
+    right = right or side == "right"
+    past = b.op("GreaterOrEqual" if right else "Greater", column, row)
+    return b.op("ReduceSum", b.cast(past, b.dtype), b.ints([-1]), shape=b.shape, keepdims=0)
+
+
+@rule("aten.searchsorted.Scalar")
+def searchsorted_number(b: Builder, boundaries: Value, x: Number, **options: Any) -> Value:
+    return searchsorted(b, boundaries, b.scalar(x, boundaries.dtype), **options)
 
 
 @rule("aten.histc.default")

@@ -72,6 +72,28 @@ def cdist(b: Builder, x: Value, y: Value, p: float = 2.0, compute_mode: int | No
     return b.op("ReduceL1" if p == 1 else "ReduceL2", difference, b.ints([-1]), shape=b.shape, keepdims=0)
 
 
+@rule("aten._trilinear.default")
+def trilinear(
+    b: Builder, x: Value, y: Value, z: Value, expand1: list[int], expand2: list[int], expand3: list[int],
+    sumdim: list[int], unroll_dim: int = 1,
+) -> Value:  # fmt: skip
+    """The product of three tensors with axes of 1 put in, summed over some axes."""
+    wide = []
+    for factor, axes in ((x, expand1), (y, expand2), (z, expand3)):
+        shape = list(dims(factor))
+        for axis in sorted(axes):
+            shape.insert(axis, 1)
+        wide.append(b.op("Unsqueeze", factor, b.ints(list(axes)), shape=shape) if axes else factor)
+    product = b.op("Mul", b.op("Mul", wide[0], wide[1]), wide[2])
+    return b.op("ReduceSum", product, b.ints(list(sumdim)), shape=b.shape, keepdims=0) if sumdim else product
+
+
+@rule("aten._linalg_det.default")
+def determinant(b: Builder, x: Value) -> list[Value]:
+    """The first of three results; the others are for gradients."""
+    return [b.op("Det", x, shape=b.dimensions.shape(b.meta[0].shape))]
+
+
 @rule("transformers.grouped_mm_fallback.default", "aten._grouped_mm.default")
 def grouped_mm(
     b: Builder, x: Value, weight: Value, offs: Value, bias: Value | None = None, out_dtype: object = None

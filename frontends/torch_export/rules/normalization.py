@@ -203,6 +203,9 @@ def vector_norm(
         axes = None
     known = {1: "ReduceL1", 2: "ReduceL2"}
     order = 2 if ord is None else ord
+    if order == 0:
+        nonzero = b.cast(b.cast(x, DataType.BOOL), b.dtype)
+        return b.op("ReduceSum", nonzero, axes, shape=b.shape, keepdims=int(keepdim))
     if order in known:
         return b.op(known[int(order)], x, axes, shape=b.shape, keepdims=int(keepdim))
     magnitude = b.op("Abs", x)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from onnx_ir import DataType, Value
 
 from ..builder import Builder, Number, dims, rank
@@ -87,6 +86,8 @@ def _arg(b: Builder, op_type: str, x: Value, dim: int | None, keepdim: bool) -> 
     if dim is None:
         flat = b.op("Reshape", x, b.ints([-1]), shape=[b.dimensions.unknown()])
         return b.op(op_type, flat, dtype=DataType.INT64, shape=[], axis=0, keepdims=0)
+    if not rank(x):
+        return b.scalar(0, DataType.INT64)
     axis = dim % rank(x)
     return b.op(op_type, x, dtype=DataType.INT64, shape=_reduced(x, [axis], keepdim), axis=axis, keepdims=int(keepdim))
 
@@ -174,11 +175,6 @@ def cumsum(b: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
     if not rank(x):
         return b.cast(x, b.dtype)
     return b.op("CumSum", b.cast(x, b.dtype), b.ints(dim % rank(x)), shape=dims(x))
-
-
-@rule("aten.cumprod.default")
-def cumprod(b: Builder, x: Value, dim: int, dtype: torch.dtype | None = None) -> Value:
-    raise b.unsupported("a running product has no operator in ONNX")
 
 
 @rule("aten.numel.default", "aten.sym_numel.default")

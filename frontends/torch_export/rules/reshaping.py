@@ -262,6 +262,8 @@ def roll(b: Builder, x: Value, shifts: list[Size], axes: list[int] | None = None
 
 @rule("aten.unfold.default")
 def unfold(b: Builder, x: Value, dimension: int, size: int, step: int) -> Value:
+    if not rank(x):
+        return reshape(b, x, b.shape)
     axis = dimension % rank(x)
     count = b.shape[axis]
     end = b.op("Squeeze", b.size(count), shape=[])
@@ -286,6 +288,11 @@ def pad_mode(b: Builder, x: Value, pad: list[Size], mode: str = "constant", valu
     amounts = [*pad[0::2], *pad[1::2]]
     if all(isinstance(n, int) and n == 0 for n in amounts):
         return x
+    if mode == "circular":
+        return _wrapped(b, x, pad)
+    if mode != "constant" and any(isinstance(n, int) and n < 0 for n in amounts):
+        x, pad = _cut(b, x, pad)
+        amounts = [*pad[0::2], *pad[1::2]]
     counts = [b.index(n) for n in amounts]
     vector = (
         b.ints([int(n) for n in amounts])
@@ -298,6 +305,43 @@ def pad_mode(b: Builder, x: Value, pad: list[Size], mode: str = "constant", valu
                      b.ints(axes), shape=b.shape)  # fmt: skip
         return b.cast(whole, DataType.BOOL)
     return b.op("Pad", x, vector, fill, b.ints(axes), shape=b.shape, mode=modes[mode])
+
+
+def _cut(b: Builder, x: Value, pad: list[Size]) -> tuple[Value, list[Size]]:
+    """What negative amounts of padding take away, and the others."""
+    for i in range(len(pad) // 2):
+        axis = rank(x) - 1 - i
+        first, last = (min(n, 0) if isinstance(n, int) else 0 for n in pad[2 * i : 2 * i + 2])
+        if first or last:
+            size = dims(x)[axis]
+            shape = list(dims(x))
+            shape[axis] = size + first + last if isinstance(size, int) else b.dimensions.unknown()
+            x = b.op("Slice", x, b.ints([-first]), b.ints([last or END]), b.ints([axis]), shape=shape)
+    return x, [max(n, 0) if isinstance(n, int) else n for n in pad]
+
+
+def _wrapped(b: Builder, x: Value, pad: list[Size]) -> Value:
+    """Padding with the other end, axis by axis; a negative amount takes away."""
+    for i in range(len(pad) // 2):
+        axis = rank(x) - 1 - i
+        before, after = pad[2 * i : 2 * i + 2]
+        if not isinstance(before, int) or not isinstance(after, int):
+            raise b.unsupported("circular padding by a size that varies")
+        part, whole = list(dims(x)), list(dims(x))
+        part[axis] = b.dimensions.unknown()
+        size = dims(x)[axis]
+        whole[axis] = size + before + after if isinstance(size, int) else b.dimensions.unknown()
+        kept = x
+        if before < 0 or after < 0:
+            first, last = -min(before, 0), min(after, 0) or END
+            kept = b.op("Slice", x, b.ints([first]), b.ints([last]), b.ints([axis]), shape=part)
+        pieces = [kept]
+        if before > 0:
+            pieces.insert(0, b.op("Slice", x, b.ints([-before]), b.ints([END]), b.ints([axis]), shape=part))
+        if after > 0:
+            pieces.append(b.op("Slice", x, b.ints([0]), b.ints([after]), b.ints([axis]), shape=part))
+        x = pieces[0] if len(pieces) == 1 else b.op("Concat", *pieces, shape=whole, axis=axis)
+    return x
 
 
 @rule("aten.reflection_pad1d.default", "aten.reflection_pad2d.default", "aten.reflection_pad3d.default")
