@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,19 @@ import torch
 from torch import Tensor
 
 from ..backends.reference import Reference
+from ..ir.graph import is_op
 from ..passes.base import Coded, CodeTraining
 from .inputs import Array
 from .learning import Learning, _outputs, _precision, _schedule
 
-_CLIP = 1.0
-"""Largest norm of the gradients of a step, of all codes together."""
 _JUDGED = 8
 """Calibration inputs on which the loss before and after is compared."""
-_EDGE = 0.499
-"""How far from its code an unrounded weight may begin, in steps."""
+_EDGE = 0.45
+"""How far from its code an unrounded weight may begin, in steps: not where the next step moves it to another code."""
+_ALIKE = 0.5
+"""Relative squared error below which a value inside is taken for what it was in the model as it came."""
+_NORMALIZATIONS = ("LayerNormalization", "RMSNormalization")
+Loss = Callable[..., tuple[Tensor, list[Tensor]]]
 
 
 class CodeLearning(Learning):
@@ -51,14 +54,19 @@ class CodeLearning(Learning):
         outputs = _outputs(self._graph, self._decodes)
         theirs = [v.name or "" for v in self._original.graph.outputs][: len(outputs)]
 
-        def loss(feeds: Mapping[str, Any], given: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Tensor:
+        def loss(feeds: Mapping[str, Any], inside: Sequence[str] = ()) -> tuple[Tensor, list[Tensor]]:
+            """Of the outputs, and of each of some values that both graphs have."""
+            given = {name: weight.value() for name, weight in zip(names, weights, strict=True)}
+            constants = dict(zip(float_names, biases, strict=True))
             with torch.no_grad(), _precision(how.precision):
-                wanted = teacher.run(feeds, theirs)
+                wanted = teacher.run(feeds, [*theirs, *inside])
             with _precision(how.precision):
-                made = student.run(feeds, outputs, constants=constants, given=given)
-            return self._loss([made[n] for n in outputs], [wanted[n] for n in theirs])
+                made = student.run(feeds, [*outputs, *inside], constants=constants, given=given)
+            each = [_relative(made[name], wanted[name]) for name in inside]
+            return self._loss([made[n] for n in outputs], [wanted[n] for n in theirs]), each
 
-        before = self._judge(loss, names, weights, float_names, biases)
+        before = self._judge(loss)
+        inside = self._alike(loss, teacher) if how.hidden else []
         with torch.enable_grad():
             stream = self._shuffled(how.seed)
             for step in range(how.steps):
@@ -66,28 +74,43 @@ class CodeLearning(Learning):
                 for group in optimizer.param_groups:
                     group["lr"] = group["most"] * _schedule(step, how.steps)
                 for _ in range(how.batch):
-                    given = {name: weight.value() for name, weight in zip(names, weights, strict=True)}
-                    constants = dict(zip(float_names, biases, strict=True))
-                    part = loss(next(stream), given, constants) / how.batch
-                    part.backward()  # type: ignore[no-untyped-call]
+                    total, each = loss(next(stream), inside)
+                    if each:
+                        total = total + how.hidden * torch.stack(each).mean()
+                    (total / how.batch).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-        after = self._judge(loss, names, weights, float_names, biases)
+        after = self._judge(loss)
         if not after < before:
             return [(one.codes, one.scales) for one in coded], {}, (before, after)
         found = {value: bias.detach().numpy() for value, bias in zip(floats, biases, strict=True)}
         return [weight.result() for weight in weights], found, (before, after)
 
-    def _judge(
-        self, loss: Any, names: list[str], weights: list[_Latent], float_names: list[str], biases: list[Tensor]
-    ) -> float:
-        """Mean loss on some calibration inputs."""
+    @torch.no_grad()
+    def _judge(self, loss: Loss) -> float:
+        """Mean loss of the outputs on some calibration inputs."""
         items = list(self._calibration)
         chosen = np.unique(np.linspace(0, len(items) - 1, _JUDGED).astype(int))
-        with torch.no_grad():
-            given = {name: weight.value() for name, weight in zip(names, weights, strict=True)}
-            constants = dict(zip(float_names, biases, strict=True))
-            return float(np.mean([float(loss(items[at], given, constants)) for at in chosen]))
+        return float(np.mean([float(loss(items[at])[0]) for at in chosen]))
+
+    @torch.no_grad()
+    def _alike(self, loss: Loss, teacher: Reference) -> list[str]:
+        """Results of normalizations that are there in the model as it came, and are still what they were.
+
+        Passes that rotate or scale what flows between layers keep the names: whether a value still means the same is
+        seen on a calibration input.
+        """
+        before = {v.name for node in teacher.graph.graph if is_op(node, *_NORMALIZATIONS) for v in node.outputs[:1]}
+        after = [v.name or "" for node in self._graph.graph if is_op(node, *_NORMALIZATIONS) for v in node.outputs[:1]]
+        names = [name for name in after if name in before]
+        _, errors = loss(next(iter(self._calibration)), names)
+        return [name for name, error in zip(names, errors, strict=True) if error < _ALIKE]
+
+
+def _relative(made: Tensor, wanted: Tensor) -> Tensor:
+    """Squared error relative to the square of what is wanted."""
+    wanted = wanted.float()
+    return (made.float() - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)
 
 
 class _Latent:

@@ -1,13 +1,15 @@
 """What compiling costs in time and memory as a model grows, and what running a saved one costs.
 
 Folders with the shape of TinyLlama-1.1B and random bfloat16 weights, with more and more layers, are compiled to 4 bits;
-``--large`` adds one with the shape of Llama-2-7B (13.5 GB of weights).
+``--large`` adds one with the shape of Llama-2-7B (13.5 GB of weights). ``--calibrated LAYERS...`` measures GPTQ
+instead, on so many layers of the shape of TinyLlama: statistics and rounding stream through segments of the graph.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..compiler.api import export
 from ..compiler.benchmark.machine import describe_machine
@@ -73,6 +77,51 @@ def compile_shape(name: str, layers: int | None, work: Path) -> dict[str, Any]:
     return figures
 
 
+def calibrated_rows(layers: Sequence[int], work: Path, sequences: int) -> list[dict[str, Any]]:
+    """Time, processor time and peak memory of GPTQ on folders of so many layers, a process each."""
+    rows = []
+    for count in layers:
+        shape = replace(SHAPES["tinyllama-1.1b"], layers=count)
+        source, output = work / f"gptq-{count}", work / f"gptq-{count}-w4"
+        for folder in (source, output):
+            shutil.rmtree(folder, ignore_errors=True)
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            weights = make_folder(shape, source)
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            me = [sys.executable, "-m", "burnish.tools.bench_scale"]
+            usage = measure([*me, "--calibrate", str(source), str(output), "--sequences", str(sequences)])
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            if usage.status:
+                raise ModelError(f"compiling {count} layers ended with status {usage.status}", where=str(source))
+        finally:
+            for folder in (source, output):
+                shutil.rmtree(folder, ignore_errors=True)
+        row = {
+            "layers": count,
+            "sequences": sequences,
+            "weight_bytes": weights,
+            "seconds": usage.seconds,
+            "processor_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+            "peak_anonymous_bytes": usage.peak_anonymous,
+        }
+        print(
+            f"GPTQ, {count} layers: {row['seconds']:.0f} s ({row['processor_seconds']:.0f} s of processor), at most "
+            f"{usage.peak_anonymous / 1e6:.0f} MB",
+            flush=True,
+        )
+        rows.append(row)
+    return rows
+
+
+def calibrate(source: Path, output: Path, sequences: int) -> None:
+    """GPTQ of a folder on sequences of 512 random tokens."""
+    generator = np.random.default_rng(0)
+    vocabulary = json.loads((source / "config.json").read_text())["vocab_size"]
+    data = [{"input_ids": generator.integers(0, vocabulary, (1, 512))} for _ in range(sequences)]
+    export(source, output, passes="quantize(scheme=w4a16)", calibration=data, cache=False, verify="off")
+
+
 def run_saved(work: Path) -> dict[str, Any]:
     """Peak memory of a fresh process that loads 4-bit SmolLM2 and generates, and what it imported."""
     folder = work / "smollm2-w4a16"
@@ -113,7 +162,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--large", action="store_true", help="also the shape of Llama-2-7B: 13.5 GB on disk, minutes")
     parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where folders and models go")
     parser.add_argument("--out", type=Path, default=Path("benchmarks"), help="where scale.json goes")
+    parser.add_argument("--calibrated", type=int, nargs="+", metavar="LAYERS", help="GPTQ of so many layers instead")
+    parser.add_argument("--sequences", type=int, default=16, help="of 512 tokens, for GPTQ")
+    parser.add_argument("--calibrate", type=Path, nargs=2, metavar=("SOURCE", "OUTPUT"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.calibrate:
+        calibrate(*options.calibrate, options.sequences)
+        return 0
+    if options.calibrated:
+        path = options.out / "scale.json"
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"checks": []}
+        rows = calibrated_rows(options.calibrated, options.work, options.sequences)
+        found["calibrated"] = {"rows": rows, "machine": describe_machine()}
+        return write_results(path, found)
     return write_results(options.out / "scale.json", bench_scale(options.work, options.large))
 
 

@@ -125,10 +125,11 @@ class Calibrated:
             kept = beside.stored(columns.kept(left, hessian, which), tensor.dtype)
             left[:, which] -= kept.astype(np.float32)
         figures: dict[str, Any] = {"method": self._method}
-        for name, lost in (("output_error", gptq.output_error(left, hessian)), ("output_error_rtn", plain)):
-            figures[name] = float(f"{lost / power:.3g}") if power > 0 else 0.0
+        lost = gptq.output_error(left, hessian)
+        for name, error in (("output_error", lost), ("output_error_rtn", plain)):
+            figures[name] = float(f"{error / power:.3g}") if power > 0 else 0.0
         figures[WEIGHT_NOISE] = decibels(*(float((a.astype(np.float64) ** 2).sum()) for a in (matrix, left)))
-        figures[OUTPUT_NOISE] = decibels(power, gptq.output_error(left, hessian))
+        figures[OUTPUT_NOISE] = decibels(power, lost)
         if feedback.damping != gptq.DAMPING:
             figures["damping"] = feedback.damping
         if packs(weight, scheme):

@@ -40,6 +40,8 @@ class LearnCodes(Pass):
             cosine.
         scale_rate: rate of the scales, relative to ``rate``; scales move by shares of themselves.
         float_rate: rate of biases and of the weights of normalizations, relative to ``rate``; 0 leaves them alone.
+        hidden: what the errors of the results of normalizations weigh beside that of the outputs, where these can be
+            compared (rotation and smoothing change them): more to learn from in each step.
         include: selectors of the products to train; all if empty.
         precision: ``"float32"``, ``"bfloat16"`` (of products), or ``"auto"``: bfloat16 where this CPU multiplies it
             faster.
@@ -58,20 +60,21 @@ class LearnCodes(Pass):
 
     steps: int = 200
     batch: int = 8
-    rate: float = 0.01
-    scale_rate: float = 0.1
-    float_rate: float = 0.01
+    rate: float = 0.003
+    scale_rate: float = 0.05
+    float_rate: float = 0.3
+    hidden: float = 1.0
     include: str | Sequence[str] = ()
     precision: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         sensible = self.steps >= 1 and self.batch >= 1 and self.seed >= 0 and self.rate > 0
-        if not sensible or self.scale_rate < 0 or self.float_rate < 0:
+        if not sensible or min(self.scale_rate, self.float_rate, self.hidden) < 0:
             raise OptionError(
                 f"steps={self.steps!r}, batch={self.batch!r}, rate={self.rate!r}, scale_rate={self.scale_rate!r}, "
-                f"float_rate={self.float_rate!r} cannot be",
-                where="LearnCodes", fix="use steps=200, batch=8, rate=0.01, scale_rate=0.1, float_rate=0.01",
+                f"float_rate={self.float_rate!r}, hidden={self.hidden!r} cannot be",
+                where="LearnCodes", fix="use steps=200, batch=8, rate=0.003 and leave the others",
             )  # fmt: skip
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise OptionError(
@@ -114,7 +117,7 @@ class LearnCodes(Pass):
         coded = [_coded(source) for source in taken]
         floats = _floats(graph) if self.float_rate else []
         how = CodeTraining(
-            self.steps, self.batch, self.rate, self.scale_rate, self.float_rate, self.precision, self.seed
+            self.steps, self.batch, self.rate, self.scale_rate, self.float_rate, self.hidden, self.precision, self.seed
         )
         learned, constants, (before, after) = context.learn_codes(coded, floats, how)
         values = {"steps": self.steps, "loss_before": before, "loss_after": after}

@@ -59,10 +59,10 @@ def refine(
     h[at, at] += max(damping, 1e-6) * mean
 
     def improve(rows: slice) -> Codes:
-        part = rows_of(start, rows)
+        part, target = rows_of(start, rows), weights[rows] @ h
         for _ in range(rounds):
             part = descend(weights[rows], part, h, scheme, None if pruned is None else pruned[rows])
-            part = fit_scales(weights[rows], part, h, scheme, precision=precision)
+            part = fit_scales(weights[rows], part, h, scheme, precision=precision, target=target)
         return part
 
     return by_rows(n, k, scheme, improve)
@@ -103,7 +103,15 @@ def descend(weights: Array, start: Codes, hessian: Array, scheme: Scheme, pruned
     return Codes(np.ascontiguousarray(codes.T).astype(np.uint8), start.scales, start.zero_points)
 
 
-def fit_scales(weights: Array, start: Codes, hessian: Array, scheme: Scheme, *, precision: Any = np.float32) -> Codes:
+def fit_scales(
+    weights: Array,
+    start: Codes,
+    hessian: Array,
+    scheme: Scheme,
+    *,
+    precision: Any = np.float32,
+    target: Array | None = None,
+) -> Codes:
     """The scales of least error for the codes that are there; rows that would lose by their rounding stay.
 
     Args:
@@ -112,11 +120,12 @@ def fit_scales(weights: Array, start: Codes, hessian: Array, scheme: Scheme, *, 
         hessian: ``[k, k]``.
         scheme: bits, group size, symmetry.
         precision: element type that the scales will be stored in.
+        target: ``weights @ hessian``, where it is known.
     """
     n, k = weights.shape
     group, groups = scheme.group(k), scheme.groups(k)
     steps = start.codes.astype(np.float32) - np.repeat(_zeros(start, scheme).T, group, axis=1)[:, :k]
-    target = weights @ hessian
+    target = weights @ hessian if target is None else target
     matrix = np.empty((n, groups, groups), np.float64)
     right = np.empty((n, groups), np.float64)
     for a in range(groups):
@@ -126,22 +135,27 @@ def fit_scales(weights: Array, start: Codes, hessian: Array, scheme: Scheme, *, 
         for b in range(groups):
             other = slice(b * group, min((b + 1) * group, k))
             matrix[:, a, b] = np.einsum("nk,nk->n", along[:, other], steps[:, other])
+
     # A group whose codes are all zero has no say; the others hardly feel the little that keeps the system regular.
     at = np.arange(groups)
     diagonal = matrix[:, at, at]
     empty = diagonal <= 0
-    ridge = 1e-6 * diagonal.mean(axis=1, keepdims=True) + 1e-30
-    matrix[:, at, at] += np.where(empty, 1, ridge)
-    right += np.where(empty, 1, ridge) * start.scales
+    ridge = np.where(empty, 1, 1e-6 * diagonal.mean(axis=1, keepdims=True) + 1e-30)
+    matrix[:, at, at] += ridge
+
+    def error(scales: Array) -> Array:
+        """Of each row by these scales, less what no scale changes: ``sᵀ M s - 2 rᵀ s``."""
+        found: Array = ((matrix @ scales[..., None])[..., 0] - ridge * scales - 2 * right) * scales
+        return found.sum(axis=1)
+
     try:
-        solved = np.linalg.solve(matrix, right[..., None])[..., 0]
+        solved = np.linalg.solve(matrix, (right + ridge * start.scales)[..., None])[..., 0]
     except np.linalg.LinAlgError:
         return start
     scales = np.where(empty | ~np.isfinite(solved) | (solved * start.scales <= 0), start.scales, solved)
-    fitted = Codes(start.codes, rounded(scales.astype(np.float32), precision), start.zero_points)
-    before, after = (_row_errors(weights, one, hessian, scheme) for one in (start, fitted))
-    better = (after < before)[:, None]
-    return Codes(start.codes, np.where(better, fitted.scales, start.scales), start.zero_points)
+    fitted = rounded(scales.astype(np.float32), precision)
+    better = error(fitted.astype(np.float64)) < error(start.scales.astype(np.float64))
+    return Codes(start.codes, np.where(better[:, None], fitted, start.scales), start.zero_points)
 
 
 def _zeros(codes: Codes, scheme: Scheme) -> Array:
@@ -149,9 +163,3 @@ def _zeros(codes: Codes, scheme: Scheme) -> Array:
     if codes.zero_points is None:
         return np.full(codes.scales.T.shape, scheme.levels // 2, np.float32)
     return np.ascontiguousarray(codes.zero_points.T).astype(np.float32)
-
-
-def _row_errors(weights: Array, codes: Codes, hessian: Array, scheme: Scheme) -> Array:
-    error = weights - dequantize(codes, scheme, weights.shape[1])
-    found: Array = np.einsum("nk,nk->n", error @ hessian, error, dtype=np.float64)
-    return found

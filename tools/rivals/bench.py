@@ -92,14 +92,14 @@ def _made(rivals: list[Rival]) -> tuple[list[tuple[Rival, Side]], dict[str, str]
             side = Side(rival.name, rival.source or str(path), eager=bool(rival.source))
             benchmark(side, scenarios=[], rounds=5)  # loads it alone, so that one that does not is told by name
         except Exception as error:  # whatever another tool raises is its row
-            failed[rival.name] = _reason(error)
+            failed[rival.name] = reason(error)
             print(f"{rival.name}: {failed[rival.name]}", flush=True)
             continue
         ready.append((rival, side))
     return ready, failed
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The first line of an error, without the folders of this machine."""
     return re.sub(r"/(?:[^/\s\"']+/)+", "", f"{type(error).__name__}: {str(error).splitlines()[0]}")[:200]
 

@@ -1,0 +1,176 @@
+"""What other tools make of MiniLM and SmolLM2 in 4 bits, groups of 32: a function a way, each by its own commands.
+
+All that take data get the same: stretches of an encyclopedia for MiniLM, of the calibration text for SmolLM2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...compiler.api import export
+from ..baseline import baseline_path, minilm_path
+from ..bench_eight_bits import Encoder
+from ..fetch import model_path
+from ..text import calibration_text, load_tokenizer, windows
+from .models import openvino
+
+GROUP = 32
+Feeds = Mapping[str, Any]
+Make = Callable[[Path], Path]
+
+
+class Reader:
+    """Calibration inputs one by one, as ONNX Runtime's quantizers and their relatives want them."""
+
+    def __init__(self, items: list[Feeds]) -> None:
+        self._items = items
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Begin again."""
+        self._left: Iterator[Feeds] = iter(self._items)
+
+    def get_next(self) -> Feeds | None:
+        """The next input, or None."""
+        return next(self._left, None)
+
+    def __iter__(self) -> Iterator[Feeds]:
+        return iter(self._items)
+
+
+def _data(model: Path) -> list[Feeds]:
+    if model == minilm_path():
+        return list(Encoder().encyclopedia(64))
+    ids = windows(load_tokenizer(model_path("smollm2")), calibration_text(), 32)
+    return [{"input_ids": row[None]} for row in ids]
+
+
+def _saved(proto: Any, folder: Path) -> Path:
+    import onnx
+
+    path = folder / "model.onnx"
+    large = proto.ByteSize() > 1 << 29
+    onnx.save(proto, str(path), save_as_external_data=large, location="model.onnx.data")
+    return path
+
+
+def runtime(model: Path, algorithm: str) -> Make:
+    """ONNX Runtime's ``MatMulNBitsQuantizer``; ``algorithm`` is ``rtn``, ``k_quant``, ``hqq`` or ``gptq``."""
+
+    def make(folder: Path) -> Path:
+        import onnx
+        from onnxruntime.quantization import matmul_nbits_quantizer as nbits
+
+        configs: dict[str, Callable[[], Any]] = {
+            "rtn": lambda: nbits.DefaultWeightOnlyQuantConfig(block_size=GROUP, is_symmetric=False),
+            "k_quant": nbits.KQuantWeightOnlyQuantConfig,
+            "hqq": lambda: nbits.HQQWeightOnlyQuantConfig(block_size=GROUP),
+            "gptq": lambda: nbits.GPTQWeightOnlyQuantConfig(Reader(_data(model))),
+        }
+        quantizer = nbits.MatMulNBitsQuantizer(
+            onnx.load(str(model)), block_size=GROUP, is_symmetric=False, algo_config=configs[algorithm]()
+        )
+        quantizer.process()
+        return _saved(quantizer.model.model, folder)
+
+    return make
+
+
+def neural_compressor(model: Path, algorithm: str) -> Make:
+    """``onnx-neural-compressor``; ``algorithm`` is ``rtn``, ``gptq`` or ``awq``."""
+
+    def make(folder: Path) -> Path:
+        from onnx_neural_compressor.quantization import algorithm_entry, config
+
+        options: dict[str, Any] = {"weight_bits": 4, "weight_group_size": GROUP, "weight_sym": False}
+        if algorithm == "rtn":
+            return _saved(algorithm_entry.rtn_quantize_entry(str(model), config.RTNConfig(**options)), folder)
+        reader = Reader(_data(model))
+        if algorithm == "awq":
+            made = algorithm_entry.awq_quantize_entry(str(model), config.AWQConfig(**options), reader)
+        else:
+            made = algorithm_entry.gptq_quantize_entry(str(model), config.GPTQConfig(**options), reader)
+        return _saved(made, folder)
+
+    return make
+
+
+def onnx_quantize(model: Path, algorithm: str) -> Make:
+    """``onnx-quantize``: ``rtn`` in groups, ``mse`` with ranges searched, or ``gptq``, which it has by channel only."""
+
+    def make(folder: Path) -> Path:
+        import onnx
+        from onnx_quantize import GPTQConfig, QConfig, QuantType, quantize
+
+        options: dict[str, Any] = {"weights_only": True, "weights_dtype": QuantType.QUInt4, "weights_symmetric": False}
+        if algorithm == "gptq":
+            data = {name: np.concatenate([one[name] for one in _data(model)]) for name in _data(model)[0]}
+            options |= {"group_size": -1, "algorithm": GPTQConfig(), "calibration_data": data["input_ids"]}
+        else:
+            options |= {"group_size": GROUP, "mse": algorithm == "mse"}
+        return _saved(quantize(onnx.load(str(model)), QConfig(**options)), folder)
+
+    return make
+
+
+def nncf(model: Path, algorithm: str) -> Make:
+    """NNCF's weight compression for OpenVINO, all layers in 4 bits: ``rtn``, or ``awq`` and ``gptq`` with data."""
+
+    def make(folder: Path) -> Path:
+        import nncf as tool
+        import openvino as ov
+
+        options: dict[str, Any] = {"group_size": GROUP, "ratio": 1.0, "all_layers": True}
+        if algorithm != "rtn":
+            options["dataset"] = tool.Dataset([dict(one) for one in _data(model)])
+            options |= {"gptq": True} if algorithm == "gptq" else {"awq": True, "scale_estimation": True}
+        mode = tool.CompressWeightsMode.INT4_ASYM
+        made = tool.compress_weights(ov.Core().read_model(str(model)), mode=mode, **options)
+        ov.save_model(made, str(folder / "model.xml"), compress_to_fp16=False)
+        return folder / "model.xml"
+
+    return make
+
+
+def burnish(source: Path, passes: str, data: Callable[[], list[Feeds]] | None) -> Make:
+    """Burnish by a specification."""
+
+    def make(folder: Path) -> Path:
+        calibration = None if data is None else data()
+        export(source, folder / "model", passes=passes, calibration=calibration, verify="off")
+        return folder / "model"
+
+    return make
+
+
+LEARN = "quantize(group_size=32),learn_codes(steps=128,batch=1)"
+
+
+def encoders() -> dict[str, Make]:
+    """Ways for MiniLM. Burnish rounds its embedding, too, which the others leave in float32."""
+    model, folder = minilm_path(), model_path("minilm")
+    own = ("rtn", "k_quant", "hqq", "gptq")
+    ways: dict[str, Make] = {f"ONNX Runtime, {name}": runtime(model, name) for name in own}
+    ways |= {f"onnx-neural-compressor, {name}": neural_compressor(model, name) for name in ("rtn", "gptq", "awq")}
+    ways |= {f"onnx-quantize, {name}": onnx_quantize(model, name) for name in ("rtn", "mse", "gptq")}
+    ways |= {f"NNCF and OpenVINO, {name}": nncf(model, name) for name in ("rtn", "awq", "gptq")}
+    ways["Burnish, rtn"] = burnish(folder, "quantize(group_size=32)", None)
+    ways["Burnish, gptq"] = burnish(folder, "quantize(group_size=32)", lambda: _data(model))
+    ways["Burnish, learned"] = burnish(folder, LEARN, lambda: list(Encoder().encyclopedia(64, 32, 32)))
+    return ways
+
+
+def decoders() -> dict[str, Make]:
+    """Ways for SmolLM2."""
+    model, source = baseline_path(), model_path("smollm2")
+    ways: dict[str, Make] = {f"ONNX Runtime, {name}": runtime(model, name) for name in ("rtn", "k_quant", "hqq")}
+    ways |= {f"onnx-neural-compressor, {name}": neural_compressor(model, name) for name in ("rtn", "gptq")}
+    ways["onnx-quantize, rtn"] = onnx_quantize(model, "rtn")
+    ways["NNCF and OpenVINO, rtn"] = lambda folder: openvino("int4")
+    ways["Burnish, rtn"] = burnish(source, "quantize(group_size=32)", None)
+    ways["Burnish, gptq"] = burnish(source, "rotate,quantize(group_size=32)", lambda: _data(model))
+    return ways
