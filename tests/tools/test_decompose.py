@@ -13,6 +13,7 @@ import pytest
 from burnish.ir.errors import UnsupportedError
 from burnish.ir.infer import infer_graph
 from burnish.tools.decompose import decompose
+from burnish.tools.decompose_exporter import decompose_as_exported
 
 RNG = np.random.default_rng(0)
 # Kernel against decomposition in float32: other order of sums, other approximation of erf.
@@ -127,3 +128,56 @@ def test_command_line(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2", "Gelu"]
     assert {node.op_type for node in onnx.load(target).graph.node} == {"Div", "Erf", "Add", "Mul"}
+
+
+def _exported(text, feeds, **weights):
+    """Operators of the graph as exporters of 2021 wrote it, after checking that it computes the same."""
+    model = _model(text)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
+    graph = onnx_ir.from_proto(model)
+    infer_graph(graph)
+    decompose_as_exported(graph)
+    old = onnx_ir.to_proto(graph)
+    onnx.checker.check_model(old, full_check=True)
+    for before, after in zip(_run(model, feeds), _run(old, feeds), strict=True):
+        np.testing.assert_allclose(after, before, rtol=0, atol=TOLERANCE * np.abs(before).max())
+    return sorted(node.op_type for node in graph.graph)
+
+
+def test_exporters_transposed_weights_and_added_biases():
+    text = "g (float[3,8] x) => (float[3,4] y, float[3,4] z)"
+    text += " { y = Gemm<transB=1>(x, w, b) t = Transpose(w) z = MatMul(x, t) }"
+    weights = {"w": _array(4, 8), "b": _array(4)}
+    assert _exported(text, {"x": _array(3, 8)}, **weights) == ["Add", "MatMul", "MatMul"]
+    scaled = text.replace("transB=1", "transB=1, alpha=0.5")
+    assert "Gemm" in _exported(scaled, {"x": _array(3, 8)}, **weights)
+
+
+def test_exporters_wrote_relu6_as_clip():
+    text = "g (float[3,8] x) => (float[3,8] y) { m = Max(x, low) y = Min(m, high) }"
+    numbers = {"low": np.array(0, np.float32), "high": np.array(6, np.float32)}
+    assert _exported(text, {"x": 9 * _array(3, 8)}, **numbers) == ["Clip"]
+    numbers["low"] = _array(8)
+    assert _exported(text, {"x": 9 * _array(3, 8)}, **numbers) == ["Max", "Min"]
+
+
+def test_exporters_added_masks_and_shared_them():
+    text = "g (float[2,3,4,8] q, bool[2,1,4,4] m) => (float[2,3,4,8] y)"
+    text += " { t = Attention(q, q, q, m) y = Attention(t, q, q, m) }"
+    mask = RNG.random((2, 1, 4, 4)) < 0.6
+    mask[..., 0] = True
+    found = _exported(text, {"q": _array(2, 3, 4, 8), "m": mask})
+    assert found.count("Sub") == 1 and found.count("Softmax") == 2 and "IsNaN" not in found and "Where" not in found
+
+
+def test_exporters_asked_for_sizes():
+    text = "g (float[2,5,24] x) => (float[2,5,3,8] y) { y = Reshape(x, s) }"
+    found = _exported(text, {"x": _array(2, 5, 24)}, s=np.array([2, 5, 3, 8]))
+    assert found == ["Concat", *["Gather"] * 2, "Reshape", *["Shape"] * 2, *["Unsqueeze"] * 2]
+    rows = "g (float[2,5,24] x) => (float[2,5,4] y) { r = Reshape(x, s) m = MatMul(r, w) y = Reshape(m, t) }"
+    constants = {"s": np.array([-1, 24]), "w": _array(24, 4), "t": np.array([2, 5, 4])}
+    found = _exported(rows, {"x": _array(2, 5, 24)}, **constants)
+    assert found.count("Shape") == 3 and found.count("Reshape") == 2
+    # Nothing of the source comes back: nothing is asked.
+    flat = "g (float[2,5,24] x) => (float[240] y) { y = Reshape(x, s) }"
+    assert _exported(flat, {"x": _array(2, 5, 24)}, s=np.array([240])) == ["Reshape"]
