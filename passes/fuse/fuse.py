@@ -78,6 +78,13 @@ class Fuse(Pass):
 
     def _tell(self, found: Plan, table: Latencies | None, machine: str, outcome: Outcome) -> None:
         nodes = sum(len(block.nodes) for block in found.blocks)
+        if self.style == "deep":
+            for node, why in found.missed:
+                outcome.missed(module_path(node), f"no layer of four blocks: {why}")
+            if found.layers:
+                outcome.applied("", f"{found.layers} layers became four blocks each", layers=found.layers)
+            elif not found.missed:
+                outcome.skipped("", "deep fusion looks for attention, and there is none")
         if not outcome.changed:
             outcome.skipped("", f"no two of {nodes} operators can be one kernel")
         else:

@@ -45,12 +45,16 @@ class Plan:
         reasons: how often two neighbours stayed apart, by reason.
         measured: decisions by latencies.
         modelled: decisions by the cost model.
+        layers: layers of a transformer that became four blocks.
+        missed: where a layer nearly did, and why not.
     """
 
     blocks: tuple[Block, ...]
     reasons: Mapping[str, int] = field(default_factory=dict)
     measured: int = 0
     modelled: int = 0
+    layers: int = 0
+    missed: tuple[tuple[onnx_ir.Node, str], ...] = ()
 
     @property
     def seconds(self) -> float:

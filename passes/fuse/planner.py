@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import onnx_ir
 
@@ -20,6 +21,7 @@ from ...ir.graph import Graph
 from ...ir.outline import boundary, reads
 from .block_types import BlockType, Verdict, fused, host_nodes
 from .cost_model import GPU, CostModel, Machine
+from .deep import deepen
 from .latency import Latencies
 from .partition import Block, Plan, check, planned_nodes
 from .quotient import Quotient
@@ -47,6 +49,8 @@ _MANY = 1000
 """Nodes of a graph that is planned in the first way only."""
 _NOISE = 1e-12
 """Seconds that are no difference."""
+_SLIGHT = 1e-8
+"""Seconds that are not worth a move."""
 
 
 def plan(
@@ -83,11 +87,8 @@ def plan(
         planner.join()
         found.append(planner.blocks())
     planner.rebuild(min(found, key=lambda groups: (planner.total(groups), len(groups))))
-    if deep:
-        from .deep import deepen
-
-        deepen(planner)
-    return planner.result()
+    layers, missed = deepen(planner) if deep else (0, [])
+    return replace(planner.result(), layers=layers, missed=tuple(missed))
 
 
 class Planner:
@@ -201,9 +202,9 @@ class Planner:
     def settle(self) -> None:
         """Move single nodes over the border between two blocks where that saves.
 
-        A node goes back to the block before also where it costs the same there and that block holds a product: what
-        follows a product is computed once, what precedes one, or a pool, may be computed again.
+        A node also goes back to the block before where it costs about the same there and that block holds a product.
         """
+        self.rebuild(self.blocks())  # names as after each move
         pending = [(a, b) for a in self.quotient.members for b in self.quotient.after[a]]
         left = 4 * len(self.infos)
         while pending and left:
@@ -230,7 +231,9 @@ class Planner:
             if any(self.quotient.reaches(a, home) for home in homes - {a, b}):
                 continue
             saved = self._moving(node, b, a)
-            if saved is not None and (saved > _NOISE or (saved >= -_NOISE and self.types[a] is BlockType.CONTRACTION)):
+            # What follows a product is computed once, what precedes one or a pool may be computed again.
+            least = -_SLIGHT if self.types[a] is BlockType.CONTRACTION else _SLIGHT
+            if saved is not None and saved > least:
                 return node, b, a
         return None
 
@@ -240,7 +243,7 @@ class Planner:
             if any(self.quotient.home[user] != b for user in self._after[node]) or not self._after[node]:
                 continue
             saved = self._moving(node, a, b)
-            if saved is not None and saved > _NOISE:
+            if saved is not None and saved > _SLIGHT:
                 return node, a, b
         return None
 

@@ -15,7 +15,7 @@ WINDOW = 9
 """Nodes of a window."""
 BUDGET = 400
 """Windows that are searched in one graph."""
-_LEAST = 1e-9
+_LEAST = 1e-8
 """Seconds that are worth a change."""
 
 

@@ -35,8 +35,8 @@ def test_the_best_plan_of_a_small_graph() -> None:
     infer_graph(model)
     planner = Planner(model)
     seconds, groups = best_partition(planner)
-    assert groups == [[0, 1, 2, 3], [4, 5]]
-    assert seconds == pytest.approx(plan(model).seconds)
+    assert len(groups) == 2  # two products
+    assert seconds == pytest.approx(planner.total(groups), abs=1e-11) == pytest.approx(plan(model).seconds, abs=1e-11)
 
 
 def test_large_graphs_are_refused(network: Callable[[int, int], onnx_ir.Model]) -> None:

@@ -86,7 +86,7 @@ def test_reductions_over_other_axes_stay_apart() -> None:
     text = "(float[4, 8] x) => (float[4, 8] y) { a = Softmax <axis = 0> (x) y = Softmax <axis = 1> (a) }"
     model, found = planned(text)
     assert found == ["Softmax", "Softmax"]
-    assert plan(model).reasons["reductions over different rows"] == 1
+    assert plan(model).reasons["reductions over different rows"] >= 1
 
 
 def test_rows_of_a_named_size_do_not_fit_into_a_tile() -> None:
