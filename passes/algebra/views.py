@@ -24,7 +24,7 @@ from ..canonicalize.views import reshape_target
 _VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 _LAST_AXIS = ("Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization")
 _PLACED = ("BatchNormalization", "PRelu", "Trilu", "CumSum", "CumProd", "RotaryEmbedding", "QuantizeLinear",
-           "DequantizeLinear", "Dropout", "Identity")  # fmt: skip
+           "DequantizeLinear", "Dropout", "Identity", "BitCast", "SwiGLU")  # fmt: skip
 """Elementwise to the table of traits, but not regardless of the place of an element."""
 _LIMIT = 1 << 16
 _RESHAPE = "reshape(f(reshape(x))) => reshape(f(x))"
