@@ -206,7 +206,7 @@ def test_refusals() -> None:
     with pytest.raises(SelectorError, match="nothing"):
         LearnCodes(include="*.nowhere").run(graph, context)
     for options in ({"steps": 0}, {"batch": 0}, {"rate": 0.0}, {"scale_rate": -1.0}, {"precision": "int8"}):
-        with pytest.raises(OptionError, match="cannot be|does not exist"):
+        with pytest.raises(OptionError, match=r"cannot be|does not exist"):
             LearnCodes(**options)  # type: ignore[arg-type]
     graph, context = _learning(Net().eval(), Quantize("w8a8", method="rtn"))
     with pytest.raises(UnsupportedError, match="no gradient passes"):
