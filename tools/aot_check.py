@@ -59,7 +59,10 @@ def _chosen(only: str, capabilities: Sequence[int]) -> Iterator[tuple[Variant, i
 def _compile_share(
     only: str, capabilities: Sequence[int], share: int, shares: int, seconds: float
 ) -> list[Compiled | tuple[str, int, str]]:
-    """Every ``shares``-th variant, until the time is over; a failure is a name, a GPU and what was said."""
+    """Every ``shares``-th variant, until the time is over; a failure is a name, a GPU and what was said.
+
+    What is done is said on the standard error output, as it comes.
+    """
     # Constants that are functions are known to Triton's cache by name alone: what they were may not be what they are.
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITON_CACHE_DIR"] = folder
@@ -73,6 +76,7 @@ def _compile_share(
                 continue
             try:
                 found.append(compile_variant(variant, capability))
+                print(f"{variant.name} sm_{capability}", file=sys.stderr, flush=True)
             except Exception as error:
                 found.append((variant.name, capability, f"{type(error).__name__}: {str(error).strip()[-300:]}"))
     return found

@@ -48,6 +48,13 @@ def test_kernels_compile_ahead_of_time_without_spills() -> None:
     assert done.stdout.count("sm_90") == 10
 
 
+@pytest.mark.slow
+def test_launches_compile_as_on_a_gpu() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    done = _run([str(HERE / "launched_templates.py")], interpret=False)
+    assert done.returncode == 0 and "all compiled" in done.stdout, done.stderr[-2000:]
+
+
 def test_products_that_do_not_fit_are_refused() -> None:
     x, w = torch.zeros(2, 64), torch.zeros(8, 64)
     for call in (
