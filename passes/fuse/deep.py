@@ -103,6 +103,8 @@ class _Layer:
         if not second:
             return "no normalization follows the output projection"
         feed = [n for n in self._next({second[0]}, self._weighs) if not self._leads_to_attention(n)]
+        # The last product reads the normalization, too, where that is the residual.
+        feed = [name for name in feed if not any(self._feeds(other, name) for other in feed if other != name)]
         if not feed:
             return "no product with weights follows the second normalization"
         gates = {name for name in self._quotient.after[feed[0]] if name not in feed and not self._products(name)}
@@ -178,6 +180,22 @@ class _Layer:
         table = self._quotient.before if before else self._quotient.after
         shared = set.intersection(*(set(table[name]) for name in blocks))
         return sorted(shared - blocks)
+
+    def _feeds(self, a: int, b: int) -> bool:
+        """Whether what goes into the product of block ``b`` comes from block ``a``; what is added behind it may."""
+        members = self._quotient.members[b]
+        inside = set(members)
+        stack = [n for n in members if self._planner.infos[n].type is BlockType.CONTRACTION]
+        seen = set(stack)
+        while stack:
+            for need in self._planner.needs[stack.pop()]:
+                home = self._quotient.home[need]
+                if home != b and (home == a or self._quotient.reaches(a, home)):
+                    return True
+                if need in inside and need not in seen:
+                    seen.add(need)
+                    stack.append(need)
+        return False
 
     def _leads_to_attention(self, name: int) -> bool:
         return any(_scores(node) for after in self._quotient.after[name] for node in self._nodes(after))
