@@ -86,9 +86,14 @@ class _Builder:
         elif op == "/":
             return None
         with np.errstate(all="ignore"):
-            result = np.asarray(_FOLDED[op](*arrays)).astype(dtype)
+            wide = np.asarray(_FOLDED[op](*arrays))
+            result = wide.astype(dtype)
         if result.size > LIMIT:
             return None
+        if dtype.kind not in "iu" and np.any(
+            (np.isfinite(wide) != np.isfinite(result)) | ((wide == 0) != (result == 0))
+        ):
+            raise CannotBuild("a constant would overflow or vanish")
         hint = values[0].name or "constant"
         new = self.edit.initializer(onnx_ir.Tensor(result), hint)
         return new

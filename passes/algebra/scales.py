@@ -25,6 +25,8 @@ Array = np.ndarray[Any, Any]
 FLOATS = frozenset(onnx_ir.DataType[name] for name in "FLOAT16 BFLOAT16 FLOAT DOUBLE".split())
 _SMALL = 1 << 16
 """Elements; scaled at once, larger weights when they are read."""
+_EXTREME = 1e6
+"""Larger factors, and smaller ones than its inverse, could make a weight overflow or vanish."""
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Expand", "Tile", "Gather")
 _HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMax", "ReduceMin")
 """``f(s·x) = s·f(x)`` for s > 0."""
@@ -53,6 +55,11 @@ def power_of_two(array: Array) -> bool:
     return bool(array.size and np.all(np.isfinite(array.astype(np.float64))) and np.all(mantissa == 0.5))
 
 
+def _keeps_bits(array: Array, value: onnx_ir.Value) -> bool:
+    """Whether weights multiplied by ``array`` lose nothing: those of float16 are soon too small to be normal."""
+    return power_of_two(array) and value.dtype != onnx_ir.DataType.FLOAT16
+
+
 @dataclass(frozen=True)
 class _Factor:
     """A constant that something is multiplied by: one number, or one for each place of the last axis."""
@@ -74,7 +81,7 @@ def _factor(node: onnx_ir.Node) -> tuple[onnx_ir.Value, _Factor] | None:
         array = _vector(scale, value, node.outputs[0])
         if array is None or tensor_of(value) is not None:
             continue
-        if np.any(array == 0) or not np.all(np.isfinite(array)):
+        if not np.all((np.abs(array) >= 1 / _EXTREME) & (np.abs(array) <= _EXTREME)):
             return None
         if is_op(node, "Div"):
             array = 1.0 / array
@@ -107,9 +114,9 @@ def _after(edit: Editor, node: onnx_ir.Node, reassociate: bool, outcome: Outcome
         return 0
     value, factor = found
     places = _absorb(value, factor)
-    if not places:
+    if not places or not all(_representable(*place) for place in places):
         return 0
-    if not reassociate and not power_of_two(factor.array):
+    if not reassociate and not _keeps_bits(factor.array, value):
         return 1
     edit.rule = _AFTER
     for reader, index, array in places:
@@ -161,6 +168,18 @@ def _absorb(value: onnx_ir.Value, factor: _Factor) -> list[_Place] | None:
             return [(node, 0, factor.array)]
         return None if first is None else _absorb(first, factor)
     return None
+
+
+def _representable(node: onnx_ir.Node, index: int, array: Array) -> bool:
+    """Whether a small constant, scaled, neither overflows nor vanishes; larger ones are not read to find out."""
+    tensor = tensor_of(node.inputs[index])
+    if tensor is None or tensor.size > _SMALL:
+        return tensor is not None
+    old = np.asarray(tensor.numpy()).astype(np.float64)
+    with np.errstate(all="ignore"):
+        new = (old * np.abs(array).max()).astype(tensor.dtype.numpy())
+    wide = new.astype(np.float64)
+    return bool(np.array_equal(np.isfinite(old), np.isfinite(wide)) and np.array_equal(old == 0, wide == 0))
 
 
 def _absorb_part(node: onnx_ir.Node, value: onnx_ir.Value, factor: _Factor) -> list[_Place] | None:
@@ -277,7 +296,7 @@ def _before(edit: Editor, node: onnx_ir.Node, reassociate: bool, outcome: Outcom
         return 0
     if shift and any(_bias_behind(reader) is None for reader in readers):
         return 0
-    if not reassociate and (shift or not power_of_two(array)):
+    if not reassociate and (shift or not _keeps_bits(array, value)):
         return 1
     edit.rule = _SHIFT if shift else _BEFORE
     for reader in readers:

@@ -158,6 +158,18 @@ def test_a_large_weight_with_another_reader_is_not_copied() -> None:
     assert not folded(graph).changed
 
 
+def test_powers_of_two_may_lose_bits_of_half_precision() -> None:
+    text = "g (float16[2,8] x) => (float16[2,8] y) { p = MatMul(x, w) y = Mul(p, s) }"
+    proto = onnx.ModelProto(ir_version=8, graph=onnx.parser.parse_graph(text))
+    proto.opset_import.add(domain="", version=23)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(CONSTANTS["w"].astype(np.float16), "w"))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.125, np.float16), "s"))
+    graph = onnx_ir.from_proto(proto)
+    infer_graph(graph)
+    assert not folded(graph).changed
+    assert folded(graph, True).changed and operators(graph) == ["MatMul"]
+
+
 def test_integers_are_left_alone() -> None:
     text = "g (int64[2,2] x) => (int64[2,2] y) { p = MatMul(x, w) y = Mul(p, s) }"
     proto = onnx.ModelProto(ir_version=8, graph=onnx.parser.parse_graph(text))

@@ -153,6 +153,13 @@ def test_long_sums_are_flattened(run: Run) -> None:
     np.testing.assert_allclose(run(graph, FEEDS)[0], before[0], rtol=1e-6, atol=1e-6)
 
 
+def test_constants_that_would_overflow_or_vanish_stay_apart() -> None:
+    for number in (1e30, 1e-30):
+        constants = {name: np.array(number, np.float32) for name in "km"}
+        graph = graph_of(f"{ABC} {{ p = Mul(a, k) y = Mul(p, m) }}", **constants)
+        assert not simplified(graph, True).changed
+
+
 def test_the_rewrite_that_saves_most_goes_first() -> None:
     # sqrt(a)·sqrt(a) = a takes two roots away, sqrt(a)·sqrt(b) one.
     graph = graph_of(f"{ABC} {{ r = Sqrt(a) s = Mul(r, r) t = Sqrt(b) y = Mul(s, t) }}")
