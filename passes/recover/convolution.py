@@ -45,15 +45,15 @@ def _fold(site: Site, node: onnx_ir.Node) -> onnx_ir.Node | None:
     if found is None:
         return None
     scale, shift = found
-    if scale is not None and (transposed or len(node.inputs[1].uses() if node.inputs[1] else ()) > 1):
-        return None  # another axis, or another reader
+    if scale is not None and len(node.inputs[1].uses() if node.inputs[1] else ()) > 1:
+        return None  # another reader
     before = tensor_of(bias)
     old = np.zeros(n) if before is None else before.numpy().astype(np.float64)
     dtype = weight.dtype.numpy()
     edit = site.edit(f"{reader.op_type} => {node.op_type}", reader, [node, reader])
     inputs = [node.inputs[0], node.inputs[1]]
     if scale is not None:
-        array = weight.numpy().astype(np.float64) * scale.reshape(-1, *[1] * (rank - 1))
+        array = weight.numpy().astype(np.float64) * _along_channels(scale, weight, groups, transposed)
         inputs[1] = edit.initializer(array.astype(dtype), f"{node.name or 'conv'}.weight")
         old = old * scale
     name = f"{node.name or 'conv'}.bias"
@@ -63,6 +63,15 @@ def _fold(site: Site, node: onnx_ir.Node) -> onnx_ir.Node | None:
     new = edit.op(node.op_type, inputs, attributes, dtype=result.dtype, shape=result.shape, hint=node.name)
     site.finish(edit, result, new, f"{reader.op_type} into {node.op_type}")
     return new.producer()
+
+
+def _along_channels(scale: Array, weight: onnx_ir.TensorProtocol, groups: int, transposed: bool) -> Array:
+    """``scale`` [n] in the shape that multiplies a weight: [n, in / groups, ...], transposed [in, n / groups, ...]."""
+    ones = [1] * (len(weight.shape) - 2)
+    if not transposed:
+        return scale.reshape(-1, 1, *ones)
+    rows = int(weight.shape.numpy()[0]) // groups
+    return np.repeat(scale.reshape(groups, -1), rows, axis=0).reshape(rows * groups, -1, *ones)
 
 
 def _per_channel(reader: onnx_ir.Node, index: int, n: int, rank: int) -> tuple[Array | None, Array] | None:

@@ -31,6 +31,11 @@ VECTOR = np.random.default_rng(5).uniform(0.5, 2, (16, 1, 1)).astype(np.float32)
         (f"{CONV} d = Mul(c, s) y = Add(d, v)", {"v": VECTOR, "s": np.asarray([0.3], np.float32)}),
         (f"{CONV} y = BatchNormalization(c, g, v, m, g)", {k: VECTOR.reshape(-1) for k in "gvm"}),
         ("c = ConvTranspose <kernel_shape = [3, 3]> (x, u) y = Add(c, v)", {"v": VECTOR, "u": [8, 16, 3, 3]}),
+        ("c = ConvTranspose <kernel_shape = [3, 3]> (x, u) y = Mul(c, v)", {"v": VECTOR, "u": [8, 16, 3, 3]}),
+        (
+            "c = ConvTranspose <kernel_shape = [3, 3], group = 2> (x, u) y = BatchNormalization(c, g, v, m, g)",
+            {**{k: VECTOR.reshape(-1) for k in "gvm"}, "u": [8, 8, 3, 3]},
+        ),
     ],
 )
 def test_folded(parse: Parse, outputs: Outputs, body: str, weights: dict[str, Any]) -> None:
@@ -49,7 +54,6 @@ def test_folded(parse: Parse, outputs: Outputs, body: str, weights: dict[str, An
         (f"{CONV} y = Sub(v, c)", {"v": VECTOR}),
         (f"{CONV} y = Add(c, v)", {"v": np.ones((7, 7), np.float32)}),
         (f"{CONV} r = Relu(c) d = Add(c, v) y = Mul(d, r)", {"v": VECTOR}),
-        ("c = ConvTranspose <kernel_shape = [3, 3]> (x, u) y = Mul(c, v)", {"v": VECTOR, "u": [8, 16, 3, 3]}),
     ],
 )
 def test_left_alone(parse: Parse, outputs: Outputs, body: str, weights: dict[str, Any]) -> None:
