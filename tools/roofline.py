@@ -2,7 +2,7 @@
 
 No kernel is run. A step of a kernel's longest loop moves so many bytes and needs so many products, which its variant
 says (``backends/triton/variants.py``), and issues so many instructions, which the disassembled cubin says. Each of the
-four has a rate on a GPU; the slowest bounds the kernel. Latencies, waves of programs that do not fill the GPU, and
+three has a rate on a GPU; the slowest bounds the kernel. Latencies, waves of programs that do not fill the GPU, and
 caches are left out: a measurement can only be worse, but for operands that a cache holds.
 
 ``python -m burnish.tools.roofline`` needs no GPU.
@@ -27,8 +27,8 @@ SHOWN = (
     "w4 few bf16 g64 1", "w4 few bf16 g128 0", "w4 few bf16 g128 1", "w4 few zeros bf16 g128 1",
     "w4 few nf4 bf16 g128 1", "w4 few table bf16 g128 1", "w4 many bf16 g128 128x128", "w8 bf16 1",
     "w8 grouped zeros bf16 1", "w8 e4m3 bf16 1", "w8a8 integer 128x128x128/1", "w8a8 float 128x128x128/1",
-    "sparse24 bf16", "sparse24_w4 g128 bf16", "attention bf16 d64", "attention causal bf16 d128", "decoding bf16 d128",
-    "decoding int8 bf16 d128",
+    "sparse24 bf16", "sparse24_w4 g128 bf16", "attention hopper bf16 d64", "attention hopper bf16 d128",
+    "decoding bf16 d128", "decoding int8 bf16 d128",
 )  # fmt: skip
 """Variants of the table."""
 
@@ -74,7 +74,7 @@ def resident(one: Compiled, gpu: Gpu) -> int:
 
 
 def estimate(variant: Variant, one: Compiled, gpu: Gpu = H200) -> dict[str, Any]:
-    """Bounds of a kernel: seconds of a step by each rate, and the part of the memory's bandwidth that remains."""
+    """What bounds a kernel, and the part of the memory's bandwidth, or of the tensor cores' rate, that it can reach."""
     held = resident(one, gpu)
     row: dict[str, Any] = {
         "kernel": variant.name, "gpu": gpu.name, "estimate": True, "registers": one.registers, "shared": one.shared,
@@ -82,16 +82,20 @@ def estimate(variant: Variant, one: Compiled, gpu: Gpu = H200) -> dict[str, Any]
     }  # fmt: skip
     if variant.work is None or one.loop is None:
         return row
-    moved, flops = variant.work["bytes"], variant.work["flops"]
+    flops = variant.work["flops"]
     tensor = gpu.tensor * (2 if variant.name.startswith(("w8a8 integer", "w8a8 float")) else 1)
-    seconds = {"memory": moved / gpu.bandwidth, "issue": one.loop.instructions * 32 * one.warps / gpu.issued}
+    issued = one.loop.instructions * 32 * one.warps
+    seconds = {"instructions": issued / gpu.issued}
+    # Operands of large tiles come from a cache: their bytes bound nothing.
+    best = "memory" if "bytes" in variant.work else "tensor cores"
+    if best == "memory":
+        seconds["memory"] = variant.work["bytes"] / gpu.bandwidth
+        row["instructions_per_byte"] = issued / variant.work["bytes"]
     if one.loop.matrix:
         seconds["tensor cores"] = flops / tensor
     worst = max(seconds, key=lambda name: seconds[name])
     return row | {
-        "bytes": moved, "flops": flops, "instructions_per_byte": one.loop.instructions * 32 * one.warps / moved,
-        "bound": worst, "of_bandwidth": seconds["memory"] / seconds[worst],
-        "of_tensor_rate": flops / tensor / seconds[worst],
+        **variant.work, "bound": worst, "of": best, "of_best": seconds.get(best, seconds[worst]) / seconds[worst],
     }  # fmt: skip
 
 
@@ -113,13 +117,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """The estimates in Markdown, both GPUs in a line."""
     lines = [
         "| kernel (sm_90) | registers | shared, KiB | warps held, of 64 | instructions a byte | H200: bound "
-        "| of bandwidth | H100: bound | of bandwidth |",
+        "| at most | H100: bound | at most |",
         "|---|---:|---:|---:|---:|---|---:|---|---:|",
     ]
     for first, second in zip(rows[::2], rows[1::2], strict=True):
-        sides = [f"{row.get('bound', '')} | {row['of_bandwidth']:.0%}" if "bound" in row else " | "
-                 for row in (first, second)]  # fmt: skip
-        per_byte = f"{first['instructions_per_byte']:.1f}" if "bound" in first else ""
+        sides = [f"{row['bound']} | {row['of_best']:.0%} of {'bandwidth' if row['of'] == 'memory' else row['of']}"
+                 if "bound" in row else " | " for row in (first, second)]  # fmt: skip
+        per_byte = f"{first['instructions_per_byte']:.1f}" if "instructions_per_byte" in first else ""
         lines.append(f"| {first['kernel']} | {first['registers']} | {first['shared'] / 1024:.0f} | "
                      f"{first['occupancy'] * 64:.0f} | {per_byte} | {sides[0]} | {sides[1]} |")  # fmt: skip
     return "\n".join(lines)

@@ -34,6 +34,8 @@ class Blocks:
 
 MANY = {64: Blocks(128, 64, 8, 3), 128: Blocks(128, 64, 8, 2), 256: Blocks(64, 32, 8, 2)}
 """16-bit types, by the width of a head that is not exceeded. Each is compiled ahead of time."""
+HOPPER = {64: Blocks(128, 128, 8, 3), 128: Blocks(128, 128, 8, 2), 256: Blocks(64, 32, 8, 2)}
+"""The same on Hopper GPUs, where nothing but the causal rule is applied to the scores."""
 MANY_FLOAT32 = {64: Blocks(64, 32, 8, 2), 128: Blocks(32, 32, 8, 2), 256: Blocks(16, 32, 8, 1)}
 FEW = {64: Blocks(16, 64, 4, 3), 128: Blocks(16, 64, 4, 3), 256: Blocks(16, 32, 4, 2)}
 """For few queries."""
@@ -43,9 +45,12 @@ _PROGRAMS = 2 * 132
 _MOST_SPLITS = 32
 
 
-def blocks_for(width: int, dtype: torch.dtype, *, few: bool = False) -> Blocks:
+def blocks_for(width: int, dtype: torch.dtype, *, few: bool = False, hopper: bool = False) -> Blocks:
     """The block sizes for heads of a width."""
-    table = (FEW_FLOAT32 if few else MANY_FLOAT32) if dtype == torch.float32 else FEW if few else MANY
+    if dtype == torch.float32:
+        table = FEW_FLOAT32 if few else MANY_FLOAT32
+    else:
+        table = FEW if few else HOPPER if hopper else MANY
     return next(table[limit] for limit in sorted(table) if width <= limit)
 
 
@@ -94,7 +99,9 @@ def attention(
     batch, heads, queries, keys, d, d_v = _sizes(q, k, v)
     if window is not None and (not causal or window < 1):
         raise InputError(f"a window of {window} keys without causal", where="attention", fix="pass causal=True")
-    b = blocks or blocks_for(max(d, d_v), q.dtype)
+    plain = window is None and bias is None and block_mask is None and lengths_q is None and soft_cap is None
+    hopper = plain and q.is_cuda and torch.cuda.get_device_capability(q.device)[0] == 9
+    b = blocks or blocks_for(max(d, d_v), q.dtype, hopper=hopper)
     if block_mask is not None:
         b = _fitting(b, block_mask, queries, keys)
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))

@@ -55,20 +55,23 @@ def _attention(name: str, dtype: torch.dtype, width: int) -> Iterator[Variant]:
     from .kernels.attention import KERNELS
 
     kernel = KERNELS["attention"]
-    b = attention.blocks_for(width, dtype)
     single = dtype == torch.float32
-    for form, flags in _FORMS.items():
+    hopper = [(form, True) for form in ("", " causal") if not single and width <= 128]
+    for form, on_hopper in [*((form, False) for form in _FORMS), *hopper]:
         if form and (width != 128 or single) and form != " causal":
             continue
+        flags, b = _FORMS[form], attention.blocks_for(width, dtype, hopper=on_hopper)
         constants: dict[str, Any] = dict.fromkeys(
             ("CAUSAL", "WINDOWED", "HAS_BIAS", "HAS_BLOCKS", "HAS_LENGTHS", "SOFT_CAP", "EXACT"), False
         )
         constants |= flags | {"BLOCK_M": b.m, "BLOCK_N": b.n, "BLOCK_D": width, "BLOCK_V": width,
                               "PRECISION": "ieee" if single else "tf32"}  # fmt: skip
         pointers = {"block_mask": "*u8", "lengths_q": "*i32", "lengths_k": "*i32"}
-        work = {"bytes": 2 * b.n * width * dtype.itemsize, "flops": 4 * b.m * b.n * width}
-        yield Variant(f"attention{form} {name} d{width}", kernel, _arguments(kernel, pointers, constants, f"*{name}"),
-                      constants, b.warps, b.stages, ("d", "d_v", *_strides("q", "k", "v", "y")), work=work)  # fmt: skip
+        work = {"cached": 2 * b.n * width * dtype.itemsize, "flops": 4 * b.m * b.n * width}
+        title = f"attention{' hopper' if on_hopper else ''}{form} {name} d{width}"
+        least = 90 if on_hopper else 80
+        yield Variant(title, kernel, _arguments(kernel, pointers, constants, f"*{name}"), constants, b.warps, b.stages,
+                      ("d", "d_v", *_strides("q", "k", "v", "y")), least=least, work=work)  # fmt: skip
 
 
 def _decoding(name: str, dtype: torch.dtype, width: int) -> Iterator[Variant]:

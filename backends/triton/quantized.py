@@ -243,7 +243,7 @@ def scaled(
     if product.result.numel():
         scaled_kernel[(-(-rows // t.m) * -(-n // t.n), t.splits)](
             left, right, row_scales.contiguous(), channel_scales.contiguous(), *product.pointers, rows, n, k,
-            BLOCK_M=t.m, BLOCK_N=t.n, BLOCK_K=t.k, GROUP=t.group, KIND=kind, PRECISION="tf32", **product.constants,
+            BLOCK_M=t.m, BLOCK_N=t.n, BLOCK_K=t.k, GROUP=t.group, KIND=kind, **product.constants,
             num_warps=t.warps, num_stages=t.stages,
         )  # fmt: skip
     return product.finished().reshape(*x.shape[:-1], n)

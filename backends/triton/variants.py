@@ -36,6 +36,11 @@ def _fused(activation: str = "none", epilogue: str = "nothing", bias: bool = Tru
     return {"HAS_BIAS": bias, "ACTIVATION": epilogues.ACTIVATIONS[activation], "EPILOGUE": getattr(epilogues, epilogue)}
 
 
+def _work(moved: float, flops: float, rows: int) -> dict[str, float]:
+    """The bytes of a step come from memory for few rows, from a cache for many."""
+    return {"bytes" if rows <= quantized.FEW else "cached": moved, "flops": flops}
+
+
 def signature_of(kernel: Any, pointers: dict[str, str], constants: dict[str, Any], default: str) -> dict[str, str]:
     """Types of all arguments that are no constants: sizes are integers, other pointers of the default type."""
     return {
@@ -65,7 +70,7 @@ def _dense(name: str, dtype: torch.dtype) -> Iterator[Variant]:
         for form, extra in forms.items():
             constants = blocks | fixed | extra
             pointers = {"y": "*fp32" if t.splits > 1 else pointer, "p0": "*fp32" if extra["HAS_PROLOGUE"] else pointer}
-            work = {"bytes": t.k * (t.m + t.n) * dtype.itemsize, "flops": 2 * t.m * t.n * t.k}
+            work = _work(t.k * (t.m + t.n) * dtype.itemsize, 2 * t.m * t.n * t.k, t.m)
             yield Variant(f"gemm{form} {name} {t.m}x{t.n}x{t.k}/{t.splits}", kernel,
                           signature_of(kernel, pointers, constants, pointer), constants, t.warps, t.stages, aligned,
                           work=work)  # fmt: skip
@@ -75,7 +80,7 @@ def _dense(name: str, dtype: torch.dtype) -> Iterator[Variant]:
         constants = {"BLOCK_M": t.m, "BLOCK_N": t.n, "BLOCK_K": t.k, "GROUP": t.group, "EXACT": False, **_fused()}
         kernel = KERNELS["gemm_tma"]
         pointers = {"x": f"tensordesc<{name}[{t.m}, {t.k}]>", "w": f"tensordesc<{name}[{t.n}, {t.k}]>"}
-        work = {"bytes": t.k * (t.m + t.n) * dtype.itemsize, "flops": 2 * t.m * t.n * t.k}
+        work = _work(t.k * (t.m + t.n) * dtype.itemsize, 2 * t.m * t.n * t.k, t.m)
         yield Variant(f"gemm tma {name} {t.m}x{t.n}x{t.k}", kernel, signature_of(kernel, pointers, constants, pointer),
                       constants, t.warps, t.stages, ("n", "k"), least=90, work=work)  # fmt: skip
     for t in gemm.ONE_ROW:
@@ -137,7 +142,7 @@ def _four_bits(name: str, dtype: torch.dtype) -> Iterator[Variant]:
             zeros, tabled, unpack, _ = forms[form]
             constants = fixed | {"BLOCK_M": t.m, "BLOCK_N": t.n, "GROUP": t.group, "HALF": 64, "HAS_ZEROS": zeros,
                                  "TABLE": tabled, "UNPACK": unpack}  # fmt: skip
-            work = {"bytes": 128 * (t.n / 2 + t.m * dtype.itemsize), "flops": 2 * t.m * t.n * 128}
+            work = _work(128 * (t.n / 2 + t.m * dtype.itemsize), 2 * t.m * t.n * 128, t.m)
             yield Variant(f"w4 many{form} {name} g128 {t.m}x{t.n}", many,
                           signature_of(many, pointers, constants, pointer), constants, t.warps, t.stages, ("n",),
                           work=work)  # fmt: skip
@@ -163,7 +168,7 @@ def _eight_bits(name: str, dtype: torch.dtype) -> Iterator[Variant]:
             weights = s.n * 64 * s.parts
             yield Variant(f"w8{form} {name} {number}", kernel, signature_of(kernel, pointers, constants, pointer),
                           constants, s.warps, s.stages, ("n", "k"),
-                          work={"bytes": weights, "flops": 2 * s.m * weights})  # fmt: skip
+                          work=_work(weights, 2 * s.m * weights, s.m))  # fmt: skip
 
 
 def _scaled() -> Iterator[Variant]:
@@ -177,11 +182,11 @@ def _scaled() -> Iterator[Variant]:
                     continue
                 constants = _fused("silu" if gated else "none") | {
                     "BLOCK_M": t.m, "BLOCK_N": t.n, "BLOCK_K": t.k, "GROUP": t.group, "SPLITS": t.splits, "KIND": kind,
-                    "GATED": gated, "PRECISION": "tf32",
+                    "GATED": gated,
                 }  # fmt: skip
                 pointers = {"x": pointer, "w": pointer, "row_scales": "*fp32", "channel_scales": "*fp32",
                             "y": "*fp32" if t.splits > 1 else "*bf16"}  # fmt: skip
-                work = {"bytes": t.k * (t.m + t.n), "flops": 2 * t.m * t.n * t.k}
+                work = _work(t.k * (t.m + t.n), 2 * t.m * t.n * t.k, t.m)
                 yield Variant(f"w8a8 {kind}{' gated' if gated else ''} {t.m}x{t.n}x{t.k}/{t.splits}", kernel,
                               signature_of(kernel, pointers, constants, "*bf16"), constants, t.warps, t.stages,
                               ("n", "k"), least=least, work=work)  # fmt: skip

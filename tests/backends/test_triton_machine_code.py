@@ -44,10 +44,15 @@ def test_the_slowest_rate_bounds() -> None:
     few = Variant("w4 few", None, {}, {}, 8, 1, work={"bytes": 16384, "flops": 1e6})
     row = estimate(few, _compiled())
     # 620 instructions of 256 threads for 16,384 bytes: 9.7 to a byte, where the H200 issues 6.2 in a byte's time.
-    assert row["bound"] == "issue" and row["instructions_per_byte"] == pytest.approx(9.69, abs=0.01)
-    assert row["of_bandwidth"] == pytest.approx(6.18 / 9.69, abs=0.01)
-    heavy = Variant("gemm", None, {}, {}, 8, 1, work={"bytes": 1000, "flops": 1e9})
-    assert estimate(heavy, _compiled())["bound"] == "tensor cores"
+    assert (
+        row["bound"] == "instructions"
+        and row["of"] == "memory"
+        and row["instructions_per_byte"] == pytest.approx(9.69, abs=0.01)
+    )
+    assert row["of_best"] == pytest.approx(6.18 / 9.69, abs=0.01)
+    heavy = Variant("gemm", None, {}, {}, 8, 1, work={"cached": 1000, "flops": 1e9})
+    row = estimate(heavy, _compiled())
+    assert row["bound"] == row["of"] == "tensor cores" and row["of_best"] == 1
     assert "bound" not in estimate(Variant("reduce", None, {}, {}, 8, 1), _compiled())
 
 

@@ -83,7 +83,7 @@ def scaled_kernel(  # type: ignore[no-untyped-def]
     x, w, row_scales, channel_scales, bias, y, e0, e1, e2, e3, rows, n, k,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr,
     KIND: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
-    EPILOGUE: tl.constexpr, PRECISION: tl.constexpr,
+    EPILOGUE: tl.constexpr,
 ):  # fmt: skip
     """``y = epilogue(activation(s_row s_channel (x Wᵀ) + bias))``: codes x [rows, k], w [n, k].
 
@@ -101,11 +101,10 @@ def scaled_kernel(  # type: ignore[no-untyped-def]
         at_k = step * BLOCK_K + tl.arange(0, BLOCK_K)
         in_k = (at_k < k)[None, :]
         start = w + channel[:, None] * k + at_k[None, :]
-        acc = _add_codes(acc, tl.load(x + row[:, None] * k + at_k[None, :], mask=in_k, other=0),
-                         tl.load(start, mask=in_k, other=0), KIND, PRECISION)  # fmt: skip
+        a = _codes(x + row[:, None] * k + at_k[None, :], in_k, KIND)
+        acc = _add_codes(acc, a, _codes(start, in_k, KIND), KIND)
         if GATED:
-            up = _add_codes(up, tl.load(x + row[:, None] * k + at_k[None, :], mask=in_k, other=0),
-                            tl.load(start + tl.cast(n, tl.int64) * k, mask=in_k, other=0), KIND, PRECISION)  # fmt: skip
+            up = _add_codes(up, a, _codes(start + tl.cast(n, tl.int64) * k, in_k, KIND), KIND)
     row_scale = tl.load(row_scales + row)[:, None]
     value = acc.to(tl.float32) * row_scale * tl.load(channel_scales + channel).to(tl.float32)[None, :]
     other = value
@@ -116,13 +115,20 @@ def scaled_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _add_codes(acc, a, b, KIND: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+def _codes(start, inside, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+    return tl.load(start, mask=inside, other=0.0 if KIND == "float" else 0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _add_codes(acc, a, b, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
     if KIND == "integer":
-        return tl.dot(a, tl.trans(b), acc, out_dtype=tl.int32)
-    if KIND == "bytes":
-        return tl.dot(from_e4m3(a), tl.trans(from_e4m3(b)), acc)
-    # Hopper sums products of float8 in 14 bits: after 128 of them they go to float32.
-    return tl.dot(a, tl.trans(b), acc, max_num_imprecise_acc=128)
+        acc = tl.dot(a, tl.trans(b), acc, out_dtype=tl.int32)
+    elif KIND == "bytes":
+        acc = tl.dot(from_e4m3(a), tl.trans(from_e4m3(b)), acc)
+    else:
+        # Hopper sums products of float8 in 14 bits: after 128 of them they go to float32.
+        acc = tl.dot(a, tl.trans(b), acc, max_num_imprecise_acc=128)
+    return acc
 
 
 KERNELS: dict[str, Any] = {"eight_bits": eight_bits_kernel, "scaled": scaled_kernel}
