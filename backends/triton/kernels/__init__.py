@@ -1,1 +1,1 @@
-"""Kernels in Triton, one file a product."""
+"""Kernels in Triton, one file a kind."""
