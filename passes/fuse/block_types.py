@@ -58,8 +58,9 @@ _ORDER = (O, R, S, B, M, D, C)
 # Rows: who is first; columns: who is second, in the order O R S B M D C. "!" always, "?" if it pays, "x" never; the
 # letter is the type of both together. Departures from table 3: One-to-Many before Many-to-Many is "never" in the paper;
 # a broadcast operand, or an index expression in front of a reduction or a product, costs no more than reading it.
+# One-to-One before One-to-Many is "always"; what an Expand repeats is computed again each time.
 _ROWS = {
-    O: "O! R! S! B! M! D! C!",
+    O: "O! R! S! B! M? D! C!",
     R: "R! R! R! B? M? D? C?",
     S: "S! R! S! B? M? D? C?",
     B: "B! B? B? B? M? D? C?",

@@ -123,6 +123,7 @@ class Planner:
         self.measured = self.modelled = 0
         self._costs: dict[tuple[int, ...], float] = {}
         self._version = [0] * len(nodes)
+        self._vetoed: set[tuple[int, ...]] = set()
         self._refused: set[tuple[int, int, int, int]] = set()
 
     def restart(self) -> None:
@@ -347,6 +348,8 @@ class Planner:
 
     def objection(self, members: Sequence[int]) -> str | None:
         """Why the nodes cannot be one kernel; None if they can. Cycles are not looked at."""
+        if tuple(members) in self._vetoed:
+            return "measured to be slower than its parts"
         block = [self.infos[member] for member in members]
         inputs, outputs = boundary([info.node for info in block])
         reason = examine(block, outputs).objection
@@ -375,6 +378,9 @@ class Planner:
             one, two, both = taken
             if one is not None and two is not None and both is not None:
                 self.measured += 1
+                if one + two < both:
+                    # Later steps that go by the cost model must not do it after all.
+                    self._vetoed.add(tuple(members))
                 return one + two - both
         if asks:
             self.modelled += 1
