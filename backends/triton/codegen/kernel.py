@@ -160,8 +160,9 @@ class Writer:
             self._shorten(group, sympy.Symbol(name, integer=True, nonnegative=True))
         self.uses: dict[Instruction, int] = {}
         for instruction in self.needed:
-            for operand in instruction.operands:
-                self.uses[operand] = self.uses.get(operand, 0) + 1
+            for n, operand in enumerate(instruction.operands):
+                times = max(1, instruction.code.count(f"{{{n}}}"))
+                self.uses[operand] = self.uses.get(operand, 0) + times
         self.names: dict[Instruction, str] = {}
         self.alias: dict[sympy.Symbol, str] = {}
         self.lines: list[str] = []
@@ -379,8 +380,7 @@ class Writer:
     def _operand(self, code: str, n: int, operand: Instruction) -> str:
         """An operand, in brackets where its code is more than a name or a call."""
         shown = self.names[operand]
-        inside = f"({{{n}}}" in code or f", {{{n}}}" in code
-        alone = (inside and f"{{{n}}})" in code) or (inside and f"{{{n}}}," in code)
+        alone = re.search(rf"[(,] ?\{{{n}\}}[),]", code) is not None
         if shown.isidentifier() or alone or _is_call(shown) or _PLAIN.fullmatch(shown):
             return shown
         return f"({shown})"

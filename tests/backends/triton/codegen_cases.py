@@ -401,12 +401,47 @@ def _rms() -> Any:
     return b.done(b.op("RMSNormalization", x, b.input(_random(33, dtype=torch.bfloat16))))
 
 
-@case("SkipLayerNormalization", torch_calls=("SkipLayerNormalization",))
-def _skip() -> Any:
+def _runtime(name: str, kind: str, *tensors: torch.Tensor, outputs: int = 1, **attributes: Any) -> None:
+    """An operator of ONNX Runtime."""
+
+    def make() -> Any:
+        b = Build()
+        domain = "" if kind == "SimplifiedLayerNormalization" else "com.microsoft"
+        made = b.op(kind, *map(b.input, tensors), outputs=outputs, domain=domain, **attributes)
+        made = made if isinstance(made, onnx_ir.Value) else made[0]
+        made.type, made.shape = onnx_ir.TensorType(onnx_ir.DataType.FLOAT), onnx_ir.Shape(list(tensors[0].shape))
+        return b.done(made)
+
+    CASES.append(Case(name, make))
+
+
+_runtime("BiasGelu", "BiasGelu", _random(2, 3, 8), _random(8))
+_runtime("FastGelu", "FastGelu", _random(2, 3, 8), _random(8))
+_runtime("QuickGelu", "QuickGelu", _random(2, 3, 8))
+_runtime("SimplifiedLayerNormalization", "SimplifiedLayerNormalization", _random(2, 3, 8), _random(8), axis=-1)
+_runtime("SkipLayerNormalization", "SkipLayerNormalization", _random(2, 3, 8), _random(2, 3, 8, low=-1), _random(8),
+         _random(8), _random(8))  # fmt: skip
+_runtime("SkipSimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", _random(2, 3, 8),
+         _random(2, 3, 8, low=-1), _random(8))  # fmt: skip
+
+
+@case("RMSNormalization of a sum")
+def _rms_sum() -> Any:
     b = Build()
-    return b.done(
-        b.op("RMSNormalization", b.op("Add", b.input(_random(2, 3, 8)), b.input(_random(2, 3, 8))), b.input(_random(8)))
-    )
+    total = b.op("Add", b.input(_random(2, 3, 8)), b.input(_random(2, 3, 8)))
+    return b.done(b.op("RMSNormalization", total, b.input(_random(8))))
+
+
+@case("ReverseSequence")
+def _reverse() -> Any:
+    b = Build()
+    return b.done(b.op("ReverseSequence", b.input(_random(5, 3, 2)), b.input(torch.tensor([2, 5, 1]))))
+
+
+@case("CenterCropPad")
+def _center() -> Any:
+    b = Build()
+    return b.done(b.op("CenterCropPad", b.input(_random(5, 7)), b.constant([8, 4])))
 
 
 @case("InstanceNormalization", kernels=1)
