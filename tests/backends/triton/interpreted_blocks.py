@@ -1,4 +1,4 @@
-"""Run by ``test_codegen.py`` in a process of its own with the interpreter: fused blocks of models against the reference."""
+"""Run by ``test_codegen.py`` in a process of its own with the interpreter: blocks of models against the reference."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def _symbols(*extents: int) -> tuple[list[sympy.Symbol], Ranges]:
 
 
 def _value(e: sympy.Expr, **symbols: int) -> int:
-    found: int = eval(text(e), {}, symbols)  # noqa: S307  source that was written here
+    found: int = eval(text(e), {}, symbols)  # source that was written here
     return found
 
 
@@ -96,8 +96,8 @@ LEFT = {
     "CumSum": "a scan", "CumProd": "a scan", "LpPool": "windows of powers", "MaxRoiPool": "regions that are data",
     "RoiAlign": "regions that are data", "Det": "no elementwise sum", "LRN": "a window over channels",
     "GlobalLpPool": "rare", "GridSample": "places that are data", "AffineGrid": "rare", "Col2Im": "sums where it moves",
-    "MaxUnpool": "writes where data say", "Scatter": "writes where data say", "ScatterElements": "writes where data say",
-    "ScatterND": "writes where data say", "TensorScatter": "writes where data say", "Compress": "a size that is data",
+    **dict.fromkeys(("MaxUnpool", "Scatter", "ScatterElements", "ScatterND", "TensorScatter"), "writes where data say"),
+    "Compress": "a size that is data",
     "EmbedLayerNormalization": "a fused operator of ONNX Runtime", "GatherBlockQuantized": "one of ONNX Runtime",
 }  # fmt: skip
 """Operators of the table that are elementwise, reduce, normalize or move, but are left to PyTorch, and why."""
