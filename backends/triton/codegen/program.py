@@ -390,7 +390,8 @@ class _Writer:
         made = self.made[value]
         while made.node is not None and made.inputs and made.inputs[0] is not None:
             made = self._of(made.inputs[0])
-        return bool(made.name) or made.array is None or made.array in self.products
+        pending = made is not self.made[value] and made.array in self.products
+        return bool(made.name) or made.array is None or pending
 
     def _express(self, node: onnx_ir.Node, key: str, scope: _Scope) -> str | None:
         """Say how kernels compute a node; the reason if they cannot."""

@@ -131,17 +131,20 @@ def _group(left: Sequence[Array], stored: Mapping[Array, str]) -> tuple[Reader, 
     first = left[0]
     best = _attempt([first], first, left, stored)
     members = [first]
-    for other in left[1:]:
-        if not _needs_only(other, set(left) - set(members)):
-            continue
-        for main in (members[0], other):
-            order = [main, *[m for m in [*members, other] if m is not main]]
-            try:
-                best = _attempt(order, main, left, stored)
-            except Split:
+    count = 0
+    while count != len(members):  # with one more, another may fit, too
+        count = len(members)
+        for other in left[1:]:
+            if other in members or not _needs_only(other, set(left) - set(members)):
                 continue
-            members = order
-            break
+            for main in (members[0], other):
+                order = [main, *[m for m in [*members, other] if m is not main]]
+                try:
+                    best = _attempt(order, main, left, stored)
+                except Split:
+                    continue
+                members = order
+                break
     return best
 
 
@@ -198,7 +201,9 @@ def _fitting(other: Array, main: Array, index: Index, reader: Reader) -> Index:
     """
     if other.shape == main.shape:
         return index
-    reduced = set(reader.reduced or ())
+    if reader.reduced is None:
+        return _along(other, main, index)
+    reduced = set(reader.reduced)
     kept: Index = tuple(i for i in index if i not in reduced)
     if len(other.shape) == len(main.shape):
         at = tuple(ZERO if i in reduced else i for i in index)
@@ -208,6 +213,22 @@ def _fitting(other: Array, main: Array, index: Index, reader: Reader) -> Index:
             return at
     if reduced and other.shape == tuple(s for i, s in zip(index, main.shape, strict=True) if i not in reduced):
         return kept
+    raise Split(other, "an output of other sizes")
+
+
+def _along(other: Array, main: Array, index: Index) -> Index:
+    """The index of an array that has the main output's sizes but for the last axes, which it may reduce.
+
+    Axes before the last are left: a program for each of few rows would write the main output slowly.
+
+    Raises:
+        Split: it has other sizes.
+    """
+    lead = 0
+    while lead < min(len(other.shape), len(main.shape)) and other.shape[lead] == main.shape[lead]:
+        lead += 1
+    if lead and all(size == 1 for size in other.shape[lead:]) and len(other.shape) in (lead, len(main.shape)):
+        return (*index[:lead], *(ZERO for _ in other.shape[lead:]))
     raise Split(other, "an output of other sizes")
 
 

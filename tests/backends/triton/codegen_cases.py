@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir
 import torch
 from burnish.ir.infer import infer_graph
+from burnish.ir.outline import outline
 
 DTYPES = {
     torch.float32: onnx_ir.DataType.FLOAT, torch.float64: onnx_ir.DataType.DOUBLE,
@@ -84,8 +85,23 @@ class Build:
         infer_graph(self.model)
         return node.outputs[0] if outputs == 1 else node.outputs
 
+    def typed(self, array: Any, kind: onnx_ir.DataType) -> onnx_ir.Value:
+        """An initializer of a type that NumPy may not have."""
+        tensor = onnx_ir.Tensor(np.asarray(array).astype(kind.numpy()), dtype=kind)
+        name = f"c{len(self.model.graph.initializers)}"
+        shape = onnx_ir.Shape(tensor.shape.numpy())
+        value = onnx_ir.Value(name=name, type=onnx_ir.TensorType(kind), shape=shape, const_value=tensor)
+        self.model.graph.register_initializer(value)
+        return value
+
+    def fused(self, *outputs: onnx_ir.Value) -> tuple[onnx_ir.Model, dict[str, torch.Tensor]]:
+        """The graph with all nodes in one function, and the inputs."""
+        model, feeds = self.done(*outputs)
+        outline(model, list(model.graph), "block")
+        return model, feeds
+
     def done(self, *outputs: onnx_ir.Value) -> tuple[onnx_ir.Model, dict[str, torch.Tensor]]:
-        """The graph with these outputs, in one function of its own, and the inputs."""
+        """The graph with these outputs, and the inputs."""
         self.model.graph.outputs.extend(outputs)
         infer_graph(self.model)
         return self.model, self.feeds
@@ -614,3 +630,132 @@ def _range() -> Any:
     size = b.op("Gather", b.op("Shape", x), b.constant(0), axis=0)
     made = b.op("Range", b.constant(0), size, b.constant(1))
     return b.done(b.op("Cast", made, to=onnx_ir.DataType.FLOAT.value))
+
+
+def _product(name: str, dtype: torch.dtype, *, turned: bool, tail: str) -> None:
+    """A product in 16 bits with what follows it: one call of a template."""
+
+    def make() -> Any:
+        b = Build()
+        x = b.input(_random(2, 5, 32, dtype=dtype), ("batch", "tokens", 32))
+        weight = _random(24, 32, low=-0.3, high=0.3)
+        kind = np.float16 if dtype is torch.float16 else onnx_ir.DataType.BFLOAT16.numpy()
+        if turned:
+            w = b.op("Transpose", b.constant(weight.numpy(), kind), perm=[1, 0])
+        else:
+            w = b.constant(weight.T.numpy(), kind)
+        y = b.op("Add", b.op("MatMul", x, w), b.input(_random(24, dtype=dtype)))
+        if tail == "gelu":
+            y = b.op("Gelu", y)
+        elif tail == "residual":
+            y = b.op("Add", b.input(_random(2, 5, 24, dtype=dtype), ("batch", "tokens", 24)), y)
+        elif tail == "heads":
+            y = b.op("Reshape", b.op("Sigmoid", y), b.constant([0, 0, 4, 6]))
+        return b.fused(y)
+
+    CASES.append(Case(f"MatMul {name}", make, kernels=0, tolerance=2e-2))
+
+
+_product("and bias in bfloat16", torch.bfloat16, turned=True, tail="")
+_product("and gelu in float16", torch.float16, turned=False, tail="gelu")
+_product("and residual in bfloat16", torch.bfloat16, turned=True, tail="residual")
+_product("cut into heads in float16", torch.float16, turned=True, tail="heads")
+
+
+def _codes(name: str, kind: onnx_ir.DataType, *, turned: bool, zeros: bool, tail: bool) -> None:
+    """Weights in blocks of codes, which a template expands."""
+
+    def make() -> Any:
+        b = Build()
+        x = b.input(_random(3, 64), ("rows", 64))
+        low, high = {"UINT4": (0, 15), "INT4": (-8, 7), "UINT8": (0, 255), "INT8": (-128, 127)}[kind.name]
+        generator = np.random.default_rng(0)
+        codes = generator.integers(low, high + 1, (20, 64))
+        scales = generator.uniform(0.01, 0.02, (20, 2)).astype(np.float32)
+        points = generator.integers(low, high + 1, (20, 2))
+        if not turned:
+            codes, scales, points = codes.T, scales.T, points.T
+        given = [b.typed(codes, kind), b.constant(scales, np.float32)] + ([b.typed(points, kind)] if zeros else [])
+        w = b.op("DequantizeLinear", *given, axis=1 if turned else 0, block_size=32)
+        w = b.op("Transpose", w, perm=[1, 0]) if turned else w
+        y = b.op("MatMul", x, w)
+        return b.fused(b.op("Relu", b.op("Add", y, b.input(_random(20)))) if tail else y)
+
+    CASES.append(Case(f"MatMul of {name}", make, kernels=0))
+
+
+_codes("4 bits", onnx_ir.DataType.UINT4, turned=True, zeros=True, tail=True)
+_codes("signed 4 bits", onnx_ir.DataType.INT4, turned=False, zeros=False, tail=False)
+_codes("8 bits", onnx_ir.DataType.UINT8, turned=False, zeros=True, tail=True)
+_codes("signed 8 bits", onnx_ir.DataType.INT8, turned=True, zeros=False, tail=False)
+
+
+@case("Product whose result is needed as it is", torch_calls=("MatMul",), kernels=1, tolerance=2e-2)
+def _product_twice() -> Any:
+    b = Build()
+    w = b.constant(_random(16, 16).numpy(), np.float16)
+    y = b.op("MatMul", b.input(_random(3, 16, dtype=torch.float16)), w)
+    return b.fused(y, b.op("Exp", y))
+
+
+@case("Product with a sum along rows", torch_calls=("MatMul",), kernels=1, tolerance=2e-2)
+def _product_softmax() -> Any:
+    b = Build()
+    w = b.constant(_random(16, 16).numpy(), np.float16)
+    return b.fused(b.op("Softmax", b.op("MatMul", b.input(_random(3, 16, dtype=torch.float16)), w)))
+
+
+@case("Block of many outputs", kernels=1)
+def _many() -> Any:
+    b = Build()
+    x = b.input(_random(2, 3, 8), ("batch", 3, 8))
+    total = b.op("Add", x, b.input(_random(1, 3, 1)))
+    mean = b.op("ReduceMean", total, b.constant([2]), keepdims=0)
+    return b.fused(total, mean, b.op("Softmax", total))
+
+
+@case("Reductions over different axes", kernels=2)
+def _different() -> Any:
+    b = Build()
+    x = b.op("Softmax", b.input(_random(4, 6)))
+    return b.fused(b.op("Sub", x, b.op("ReduceMean", x, b.constant([0]))))
+
+
+@case("Zero-size and rank 0", kernels=2)
+def _zero() -> Any:
+    b = Build()
+    x, one = b.input(_random(0, 5), ("n", 5)), b.input(torch.tensor(1.5))
+    total = b.op("Mul", b.op("Add", x, one), one)
+    return b.fused(total, b.op("ReduceSum", b.op("Exp", total), b.constant([0]), keepdims=0))
+
+
+@case("Rank 0 only", kernels=1)
+def _scalar() -> Any:
+    b = Build()
+    return b.fused(b.op("Exp", b.op("Add", b.input(torch.tensor(0.5)), b.constant(1.0, np.float32))))
+
+
+@case("Broadcast of sizes that may be 1", kernels=1)
+def _maybe_one() -> Any:
+    b = Build()
+    x, y = b.input(_random(3, 5), ("n", 5)), b.input(_random(1, 5), (1, 5))
+    return b.fused(b.op("Mul", b.op("Add", x, y), y))
+
+
+@case("Rotated halves", kernels=1)
+def _halves() -> Any:
+    b = Build()
+    x = b.input(_random(2, 4, 3, 8), ("batch", 4, "tokens", 8))
+    cos, sin = (b.input(_random(2, 1, 3, 8, low=n), ("batch", 1, "tokens", 8)) for n in (-1, -2))
+    low = b.op("Slice", x, b.constant([0]), b.constant([4]), b.constant([3]))
+    high = b.op("Slice", x, b.constant([4]), b.constant([8]), b.constant([3]))
+    turned = b.op("Concat", b.op("Neg", high), low, axis=3)
+    return b.fused(b.op("Add", b.op("Mul", x, cos), b.op("Mul", turned, sin)))
+
+
+@case("Transposed, cut and put together", kernels=1)
+def _moved() -> Any:
+    b = Build()
+    x = b.op("Transpose", b.op("Reshape", b.input(_random(2, 6, 8)), b.constant([2, 6, 2, 4])), perm=[0, 2, 1, 3])
+    y = b.op("Concat", x, b.input(_random(2, 2, 1, 4)), axis=2)
+    return b.fused(b.op("Relu", b.op("Pad", y, b.constant([0, 0, 1, 0, 0, 0, 0, 2]))))
