@@ -27,7 +27,7 @@ class Variant:
         warps, stages: of the launch.
         aligned: sizes that are multiples of 16, as those of models are; pointers always are.
         least: the capability it needs.
-        work: of a step of its longest loop, ``flops``, and ``bytes`` from memory or ``cached``; see ``tools/roofline.py``.
+        work: of a step of its longest loop: ``flops``, and ``bytes`` from memory or ``cached``; for estimates.
     """
 
     name: str
