@@ -112,12 +112,13 @@ class Session:
         """
         given = [tensor.to(self.device) for tensor in checked(self.inputs, feeds).values()]
         with torch.no_grad():
-            results = self._replayed(given) if self._graphs is not None else self._call(given)
+            results = self._replayed(given) if self._graphs is not None else self.call(given)
         if any(isinstance(value, torch.Tensor) for value in feeds.values()):
             return results
         return [to_numpy(tensor) for tensor in results]
 
-    def _call(self, given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def call(self, given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Run on tensors of the session's device, in the order of the inputs, without looking at them."""
         found: list[torch.Tensor] = self.module.call(given, self._run.constants, self._run)
         return found
 
@@ -126,22 +127,32 @@ class Session:
         assert self._graphs is not None
         key = tuple((tuple(t.shape), t.dtype) for t in given)
         if key not in self._graphs:
-            static = [t.clone() for t in given]
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # kernels are compiled and measured before
-                for _ in range(2):
-                    self._call(static)
-            torch.cuda.current_stream().wait_stream(stream)
-            recorded = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(recorded):
-                results = self._call(static)
-            self._graphs[key] = (recorded, static, results)
+            try:
+                self._graphs[key] = self._recorded(given)
+            except RuntimeError as error:  # an operator that looks at numbers on the way
+                reason = f"launches cannot be recorded: {str(error).splitlines()[0][:200]}"
+                self.remarks = (*self.remarks, Remark("skipped", "", reason))
+                self._graphs = None
+                return self.call(given)
         recorded, static, results = self._graphs[key]
         for target, tensor in zip(static, given, strict=True):
             target.copy_(tensor)
         recorded.replay()
         return [t.clone() for t in results]
+
+    def _recorded(self, given: Sequence[torch.Tensor]) -> tuple[Any, list[torch.Tensor], list[torch.Tensor]]:
+        """A CUDA graph, the inputs that it reads and the outputs that it writes."""
+        static = [t.clone() for t in given]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # kernels are compiled and measured before
+            for _ in range(2):
+                self.call(static)
+        torch.cuda.current_stream().wait_stream(stream)
+        recorded = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(recorded):
+            results = self.call(static)
+        return recorded, static, results
 
 
 class Run:
