@@ -211,7 +211,7 @@ class Run:
         """
         node = self._nodes[key]
         if key not in self._reads:
-            from .codegen.program import captured
+            from .codegen.operands import captured
 
             self._reads[key] = [*node.inputs, *captured(node)]
         given = {v: a for v, a in zip(self._reads[key], arguments, strict=True) if v is not None and a is not None}
