@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import elementwise, movement, quantization, reduction  # noqa: F401  they register their rules
+from . import elementwise, movement, quantization, reduction, resampling  # noqa: F401  they register their rules
 from .registry import EXPRESSIONS, Operator, Rule, fusible
 
 __all__ = ["EXPRESSIONS", "Operator", "Rule", "fusible"]
