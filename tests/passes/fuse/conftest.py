@@ -112,7 +112,7 @@ def _conv(net: Net, x: str, shape: tuple[int, ...]) -> None:
 
 
 def _pool(net: Net, x: str, shape: tuple[int, ...]) -> None:
-    if shape[2] % 2 == 0 and net.choose((True, False)):
+    if shape[2] % 2 == shape[3] % 2 == 0 and net.choose((True, False)):
         half = (*shape[:2], shape[2] // 2, shape[3] // 2)
         net.add("MaxPool", [x], half, kernel_shape=[2, 2], strides=[2, 2])
     elif net.choose((True, False)):
