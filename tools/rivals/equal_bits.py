@@ -1,7 +1,9 @@
 """Accuracy and size at equal bits: MiniLM and SmolLM2 in 4 bits, groups of 32, through every tool that installs.
 
 ``python -m burnish.tools.rivals.equal_bits`` in the environment of ``make rivals``; each way in a process of its own,
-which gives a row, or the reason why there is none. Speed is not measured here.
+which gives a row, or the reason why there is none. Speed is not measured here. ``onnx-quantize`` and
+``onnx-neural-compressor`` are not part of that environment: the latter asks for a NumPy older than 2, and runs with
+newer ones all the same if both are installed with ``pip install --no-deps`` (and prettytable and py-cpuinfo).
 """
 
 from __future__ import annotations
