@@ -19,7 +19,8 @@ from ...ir.errors import InputError
 
 BUDGET = 6
 """Candidates that are timed for a kernel and a size, at most."""
-_FAR = 2**31
+FAR = 2**31
+"""Bytes of a tensor from which on places in it are counted in 64 bits."""
 _PLACES = 1024
 _TILE = 4096
 _LOOP = 1024
@@ -119,7 +120,7 @@ class Launcher:
                     where=self.name,
                     fix="move both to one device",
                 )
-            if tensor.numel() * tensor.element_size() >= _FAR:
+            if tensor.numel() * tensor.element_size() >= FAR:
                 index = tl.int64
         given = [a.contiguous() if isinstance(a, torch.Tensor) else a for a in arguments]
         if columns is not None:

@@ -759,3 +759,28 @@ def _moved() -> Any:
     x = b.op("Transpose", b.op("Reshape", b.input(_random(2, 6, 8)), b.constant([2, 6, 2, 4])), perm=[0, 2, 1, 3])
     y = b.op("Concat", x, b.input(_random(2, 2, 1, 4)), axis=2)
     return b.fused(b.op("Relu", b.op("Pad", y, b.constant([0, 0, 1, 0, 0, 0, 0, 2]))))
+
+
+@case("Softmax of rows of any length, a long one", kernels=1)
+def _softmax_any_long() -> Any:
+    b = Build()
+    return b.done(b.op("Softmax", b.input(_random(1, 2, 4100), ("batch", 2, "past"))))
+
+
+def _long(kind: str, *shape: int, axis: int, **attributes: Any) -> None:
+    """A reduction that takes several steps, along the last axis or one before it."""
+
+    def make() -> Any:
+        b = Build()
+        x = b.input(_random(*shape, low=0.98, high=1.02))
+        if kind in ("ArgMax", "Softmax"):
+            return b.done(b.op(kind, x, axis=axis))
+        return b.done(b.op(kind, x, b.constant([axis]), **attributes))
+
+    CASES.append(Case(f"{kind} in steps {list(shape)} {axis}", make, kernels=1))
+
+
+for _kind in ("ReduceMean", "ReduceMax", "ReduceLogSumExp", "ArgMax", "Softmax"):
+    _long(_kind, 2, 4500, axis=1)
+    _long(_kind, 300, 40, axis=0)
+_long("ReduceProd", 200, 3, axis=0)

@@ -13,6 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from burnish.backends.reference import Reference
+from burnish.backends.triton import launch
 from burnish.backends.triton.session import Session
 from burnish.ir.errors import UnsupportedError
 from codegen_cases import CASES, Case
@@ -79,6 +80,11 @@ def main(wanted: list[str]) -> None:
             failures += 1
             text = traceback.format_exc() if wanted else f"{type(error).__name__}: {str(error)[:300]}"
             print(f"FAILED {case.name}: {text}")
+    if not wanted:
+        # Places counted in 64 bits, as those of tensors of 2 GiB are.
+        launch.FAR = 0
+        for case in chosen[::9]:
+            run(case)
     print(f"{len(chosen) - failures} of {len(chosen)} right")
     if not failures:
         print("all right")
