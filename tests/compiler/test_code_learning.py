@@ -7,6 +7,7 @@ from typing import Any
 
 import burnish
 import numpy as np
+import onnx
 import onnx_ir
 import pytest
 import torch
@@ -79,10 +80,12 @@ def test_the_same_every_time(tmp_path: Path) -> None:
     files = []
     for name in ("a.onnx", "b.onnx"):
         burnish.export(
-            Net(depth=1).eval(), tmp_path / name, (_batches()[0],), calibration=_batches(2), cache=False,
+            Net(depth=2).eval(), tmp_path / name, (_batches()[0],), calibration=_batches(2), cache=False,
             passes="quantize(group_size=32),learn_codes(steps=4,batch=2)",
         )  # fmt: skip
-        files.append((tmp_path / name).read_bytes())
+        proto = onnx.load(tmp_path / name)
+        del proto.metadata_props[:]  # the report that travels in the file holds the seconds of each step
+        files.append(proto.SerializeToString(deterministic=True))
     assert files[0] == files[1]
 
 
@@ -203,7 +206,7 @@ def test_refusals() -> None:
     graph, context = _learning(Net().eval(), Quantize("w4a16", method="rtn"))
     with pytest.raises(CalibrationError, match="calibration inputs are needed"):
         LearnCodes().run(graph, Context())
-    with pytest.raises(SelectorError, match="nothing"):
+    with pytest.raises(SelectorError, match="matches none of the 3 quantized products"):
         LearnCodes(include="*.nowhere").run(graph, context)
     for options in ({"steps": 0}, {"batch": 0}, {"rate": 0.0}, {"scale_rate": -1.0}, {"precision": "int8"}):
         with pytest.raises(OptionError, match=r"cannot be|does not exist"):
