@@ -211,6 +211,6 @@ def test_refusals() -> None:
     for options in ({"steps": 0}, {"batch": 0}, {"rate": 0.0}, {"scale_rate": -1.0}, {"precision": "int8"}):
         with pytest.raises(OptionError, match=r"cannot be|does not exist"):
             LearnCodes(**options)  # type: ignore[arg-type]
-    graph, context = _learning(Net().eval(), Quantize("w8a8", method="rtn"))
+    graph, context = _learning(Net(256).eval(), Quantize("w8a8", method="rtn"))
     with pytest.raises(UnsupportedError, match="no gradient passes"):
         LearnCodes().run(graph, context)
