@@ -87,17 +87,23 @@ def w4a16(
     if product.result.numel():
         four_bits_few_kernel[(-(-n // s.n), -(-rows // s.m))](
             flat, *_operands4(weights), *product.pointers, rows, n, k // weights.group,
-            BLOCK_M=s.m, BLOCK_N=s.n, PARTS=s.parts, GATED=epilogue.gated, **_constants4(flat, weights, product),
-            num_warps=s.warps, num_stages=s.stages,
+            BLOCK_M=s.m, BLOCK_N=s.n, PARTS=parts_of(s, weights.group), GATED=epilogue.gated,
+            **_constants4(flat, weights, product), num_warps=s.warps, num_stages=s.stages,
         )  # fmt: skip
     return product.result.reshape(*x.shape[:-1], n)
+
+
+def parts_of(shares: Shares, group: int) -> int:
+    """Groups that a step takes: fewer where they are wide, for the sake of shared memory."""
+    return max(1, shares.parts * 128 // max(128, group))
 
 
 def _w4a16_many(flat: Tensor, weights: Codes4, product: Product) -> None:
     from .kernels.four_bits import four_bits_many_kernel
 
     table = FOUR_MANY_FLOAT32 if flat.dtype == torch.float32 else FOUR_MANY
-    t = table[product.rows > 128]
+    # Groups of 256 fill the shared memory with fewer rows.
+    t = table[product.rows > 128 and weights.group <= 128]
     four_bits_many_kernel[(-(-product.rows // t.m) * -(-product.n // t.n),)](
         flat, *_operands4(weights), *product.pointers, product.rows, product.n, weights.shape[1] // weights.group,
         BLOCK_M=t.m, BLOCK_N=t.n, GROUP=t.group, **_constants4(flat, weights, product), num_warps=t.warps,
@@ -159,12 +165,14 @@ def w8a16(
     s = shares or table[int(n > _FEW_CHANNELS) if rows <= FEW else 2 + int(rows > 128)]
     constants = product.constants
     del constants["SPLITS"], constants["GATED"]
+    step = min(64, weights.group or 64)
     if product.result.numel():
         eight_bits_kernel[(-(-rows // s.m) * -(-n // s.n),)](
             flat, weights.codes, weights.scales, weights.codes if weights.zeros is None else weights.zeros,
             weights.scales if weights.table is None else weights.table, *product.pointers,
             rows, n, k, weights.scales.shape[1],
-            BLOCK_M=s.m, BLOCK_N=s.n, BLOCK_K=weights.group or 64, PARTS=s.parts, KIND=weights.kind, GROUP=8,
+            BLOCK_M=s.m, BLOCK_N=s.n, BLOCK_K=step, PARTS=s.parts, KIND=weights.kind, GROUP=8,
+            PER=(weights.group or step) // step,
             HAS_ZEROS=weights.zeros is not None, GROUPED=weights.group is not None,
             PRECISION="ieee" if x.dtype == torch.float32 else "tf32", EXACT=exact(x), **constants,
             num_warps=s.warps, num_stages=s.stages,

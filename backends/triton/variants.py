@@ -12,7 +12,7 @@ import torch
 
 from . import gemm, quantized, sparse
 from .aot import Variant
-from .codes import NF4
+from .codes import GROUPS, NF4
 from .pattern24 import Sparse24, Sparse24Codes
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -119,31 +119,32 @@ def _four_bits(name: str, dtype: torch.dtype) -> Iterator[Variant]:
     }  # fmt: skip
     table = quantized.FOUR_FEW_FLOAT32[:1] if single else quantized.FOUR_FEW
     for number, s in enumerate(table):
-        for group in (32, 64, 128):
+        for group in GROUPS:
             for form, (zeros, tabled, unpack, gated) in forms.items():
                 if form and (group != 128 or (single and form == " nf4") or (form == " table" and not number)):
                     continue
                 if group == 32 and not number and not single:
                     continue
                 constants = fixed | {
-                    "BLOCK_M": s.m, "BLOCK_N": s.n, "HALF": group // 2, "PARTS": s.parts, "HAS_ZEROS": zeros,
+                    "BLOCK_M": s.m, "BLOCK_N": s.n, "HALF": group // 2, "PARTS": quantized.parts_of(s, group),
+                    "HAS_ZEROS": zeros,
                     "TABLE": tabled, "UNPACK": unpack, "GATED": gated,
                 }  # fmt: skip
                 if form == " one row":
                     # A size of 1 is a constant to Triton: another way through its compiler.
                     constants["rows"] = 1
-                weights = s.n * group * s.parts * (2 if gated else 1)
+                weights = s.n * group * constants["PARTS"] * (2 if gated else 1)
                 yield Variant(f"w4 few{form} {name} g{group} {number}", few,
                               signature_of(few, pointers, constants, pointer), constants, s.warps, s.stages, ("n",),
                               work={"bytes": weights * (0.5 + 2 / group), "flops": 2 * s.m * weights})  # fmt: skip
     many = KERNELS["four_bits_many"]
     for t in quantized.FOUR_MANY_FLOAT32[:1] if single else quantized.FOUR_MANY:
-        for form in ("", " zeros"):
+        for form, group in (("", 128), (" zeros", 128), *([("", 256)] if t.m == 64 or single else [])):
             zeros, tabled, unpack, _ = forms[form]
-            constants = fixed | {"BLOCK_M": t.m, "BLOCK_N": t.n, "GROUP": t.group, "HALF": 64, "HAS_ZEROS": zeros,
-                                 "TABLE": tabled, "UNPACK": unpack}  # fmt: skip
-            work = _work(128 * (t.n / 2 + t.m * dtype.itemsize), 2 * t.m * t.n * 128, t.m)
-            yield Variant(f"w4 many{form} {name} g128 {t.m}x{t.n}", many,
+            constants = fixed | {"BLOCK_M": t.m, "BLOCK_N": t.n, "GROUP": t.group, "HALF": group // 2,
+                                 "HAS_ZEROS": zeros, "TABLE": tabled, "UNPACK": unpack}  # fmt: skip
+            work = _work(group * (t.n / 2 + t.m * dtype.itemsize), 2 * t.m * t.n * group, t.m)
+            yield Variant(f"w4 many{form} {name} g{group} {t.m}x{t.n}", many,
                           signature_of(many, pointers, constants, pointer), constants, t.warps, t.stages, ("n",),
                           work=work)  # fmt: skip
 
@@ -163,7 +164,7 @@ def _eight_bits(name: str, dtype: torch.dtype) -> Iterator[Variant]:
                 continue
             constants = _fused() | {
                 "BLOCK_M": s.m, "BLOCK_N": s.n, "BLOCK_K": 64, "PARTS": s.parts, "KIND": kind, "HAS_ZEROS": zeros,
-                "GROUPED": in_groups, "GROUP": 8, "PRECISION": "ieee" if single else "tf32", "EXACT": False,
+                "GROUPED": in_groups, "PER": 2, "GROUP": 8, "PRECISION": "ieee" if single else "tf32", "EXACT": False,
             }  # fmt: skip
             weights = s.n * 64 * s.parts
             yield Variant(f"w8{form} {name} {number}", kernel, signature_of(kernel, pointers, constants, pointer),

@@ -28,13 +28,13 @@ def from_e4m3(byte):  # type: ignore[no-untyped-def]
 def eight_bits_kernel(  # type: ignore[no-untyped-def]
     x, codes, scales, zeros, table, bias, y, e0, e1, e2, e3, rows, n, k, groups,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, KIND: tl.constexpr,
-    HAS_ZEROS: tl.constexpr, GROUPED: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_ZEROS: tl.constexpr, GROUPED: tl.constexpr, PER: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """``y = epilogue(activation(x Wᵀ + bias))``: x [rows, k], codes uint8 [n, k], scales and zeros [n, groups].
 
     KIND: "integer" (code less its zero point, or less 128), "float" (e4m3) or "table" (float32 [256]). A step takes
-    PARTS neighbouring blocks of BLOCK_K columns; BLOCK_K is the group if GROUPED, else there is a scale to a channel.
+    PARTS neighbouring blocks of BLOCK_K columns; PER of these are a group if GROUPED, else a channel has one scale.
     """
     tile_m, tile_n = grouped(tl.program_id(0), rows, n, BLOCK_M, BLOCK_N, GROUP)
     at_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -58,17 +58,18 @@ def eight_bits_kernel(  # type: ignore[no-untyped-def]
         else:
             w = tl.load(table + byte.to(tl.int32)).to(a.dtype)
         total = tl.dot(a, tl.permute(w, (0, 2, 1)), input_precision=PRECISION)
-        in_g = at_b < groups
+        at_g = at_b // PER
+        in_g = at_g < groups
         if HAS_ZEROS:
             if GROUPED:
-                zero = tl.load(zeros + channel[None, :] * groups + at_b[:, None], mask=in_g[:, None], other=128)
+                zero = tl.load(zeros + channel[None, :] * groups + at_g[:, None], mask=in_g[:, None], other=128)
             else:
                 zero = tl.broadcast_to(tl.load(zeros + channel)[None, :], (PARTS, BLOCK_N))
             shift = (128.0 - zero.to(tl.float32)).to(a.dtype)
             shifts = tl.broadcast_to(shift[:, None, :], (PARTS, BLOCK_K, BLOCK_N))
             total = tl.dot(a, shifts, total, input_precision=PRECISION)
         if GROUPED:
-            place = channel[None, :] * groups + at_b[:, None]
+            place = channel[None, :] * groups + at_g[:, None]
             total *= tl.load(scales + place, mask=in_g[:, None], other=0.0).to(tl.float32)[:, None, :]
         acc += total
     value = tl.sum(acc, 0)
