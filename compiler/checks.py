@@ -14,7 +14,7 @@ import numpy as np
 from ..frontends.imported import Imported
 from ..ir.graph import Graph
 from ..ir.remarks import Remark
-from ..passes.base import Context, Pass, Stage
+from ..passes.base import Context, Latency, Pass, Stage
 from .accuracy import AccuracyCheck, Trials
 from .cache import Cache
 from .costs import Costs
@@ -74,7 +74,7 @@ def _measuring(
 ) -> Context:
     decodes = imported.decoder is not None
     if target != "onnxruntime":
-        return Context(target, calibration, progress, decodes=decodes)
+        return Context(target, calibration, progress, decodes=decodes, latency=_latency(target))
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".costs-", suffix=".tmp", dir=workspace)))
     trial = None
     if calibration is not None:
@@ -82,6 +82,15 @@ def _measuring(
         stack.callback(trial.close)
     costs = Costs(None if store is None else store.folder, scratch)
     return Context(target, calibration, progress, cost=costs, trial=trial, decodes=decodes)
+
+
+def _latency(target: str) -> Latency | None:
+    """What takes the time of blocks on the GPU, where kernels are to run and there is one."""
+    if target != "triton":
+        return None
+    from .latency import on_gpu
+
+    return on_gpu()
 
 
 def accuracy_check(

@@ -61,8 +61,8 @@ class Fuse(Pass):
         name = self.machine if self.machine != "auto" else ("gpu" if context.target == "triton" else "cpu")
         machine = MACHINES[name]
         table = None
-        if self.latencies or context.latency is not None:
-            table = Latencies(Path(self.latencies) if self.latencies else None, context.latency, machine.name)
+        if self.latencies:
+            table = Latencies(Path(self.latencies), context.latency)
         found = plan(graph, machine=machine, latencies=table, deep=self.style == "deep")
         outcome = Outcome()
         outliner = Outliner(graph, RULE)

@@ -22,7 +22,8 @@ class Latencies:
     Args:
         path: JSON file of the table; None keeps it in this object.
         measure: takes the time of what is not in the table; None: the table is all there is.
-        machine: whose entries to read where nothing can be measured here.
+        machine: whose entries to read where nothing can be measured here; if not given, those of the table's machine,
+            where it holds but one.
     """
 
     def __init__(self, path: Path | None, measure: Latency | None = None, machine: str = "") -> None:
@@ -35,6 +36,9 @@ class Latencies:
             with contextlib.suppress(OSError, ValueError):
                 table = json.loads(path.read_text(encoding="utf-8"))
                 self._table = {str(key): float(value) for key, value in table.items()}
+        if not self.machine:
+            machines = {key.split(" | ")[0] for key in self._table}
+            self.machine = machines.pop() if len(machines) == 1 else ""
 
     def seconds(self, nodes: Sequence[onnx_ir.Node], opsets: dict[str, int], sizes: Sizes) -> float | None:
         """Seconds of ``nodes``, in topological order, as one block; None where nothing is known."""

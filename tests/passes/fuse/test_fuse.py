@@ -171,7 +171,9 @@ def test_measured_profit_decides(tmp_path: Path, together: float, blocks: int) -
     again = plan(parsed(YELLOW.replace("p", "q")), latencies=Latencies(path, clock))
     assert len(again.blocks) == blocks and clock.asked == asked
     # A machine that cannot measure reads the table of one that could.
-    assert len(plan(parsed(YELLOW), latencies=Latencies(path, None, Clock.machine)).blocks) == blocks
+    carried = Latencies(path)
+    assert carried.machine == Clock.machine
+    assert len(plan(parsed(YELLOW), latencies=carried).blocks) == blocks
 
 
 def test_without_an_entry_the_model_of_the_machine_decides() -> None:
