@@ -47,8 +47,15 @@ def expected(graph: onnx_ir.Model, feeds: dict[str, torch.Tensor]) -> dict[str, 
         return {str(v.name): torch.as_tensor(a) for v, a in zip(graph.graph.outputs, found, strict=True)}
 
 
+USED: set[str] = set()
+"""Operators of the cases that ran, with their domains."""
+
+
 def run(case: Case, *, show: bool = False) -> Session:
+    """A case: equal outputs, few launches, nothing left to PyTorch that should not be."""
     graph, feeds = case.make()
+    nodes = [*graph.graph, *(node for function in graph.functions.values() for node in function)]
+    USED.update(f"{node.domain}.{node.op_type}" for node in nodes)
     want = expected(graph, feeds)
     session = Session(graph)
     if show:
@@ -85,6 +92,7 @@ def main(wanted: list[str]) -> None:
         launch.FAR = 0
         for case in chosen[::9]:
             run(case)
+    print(f"operators: {' '.join(sorted(USED))}")
     print(f"{len(chosen) - failures} of {len(chosen)} right")
     if not failures:
         print("all right")
