@@ -100,7 +100,8 @@ def main(folder: str | None, wanted: list[str]) -> None:
         graph = halved(graph)
         original = graph.clone()
         session = fused(graph)
-        assert "Epilogue(" in session.source, "no product with what follows it"
+        # Of Llama's products none has an elementwise end: sums and norms, rotations and gates of two products follow.
+        assert ("Epilogue(" in session.source) == (name == "BERT"), "products with what follows them"
         if folder is not None:
             (Path(folder) / f"{name.lower()}_bfloat16.py").write_text(session.source, encoding="utf-8")
         compare(f"{name}, bfloat16", session, original, feeds, SMALL)
