@@ -111,7 +111,9 @@ class Products(Steps):
         if found.options:
             arguments.append(found.options)
         if function:
-            listed = f", tensors=({', '.join(tensors)},)" if tensors else ""
+            # Kernels make their operands contiguous when they are launched; a template does not.
+            whole = ", ".join(f"{tensor}.contiguous()" for tensor in tensors)
+            listed = f", tensors=({whole},)" if tensors else ""
             arguments.append(f"epilogue=Epilogue(function={function}{listed})")
             self.imports.add("from burnish.backends.triton.fused import Epilogue")
         self.imports.add(f"from burnish.backends.triton.{found.module} import {found.function}")
