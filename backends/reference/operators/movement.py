@@ -56,6 +56,11 @@ def _reshape(call: Call) -> Result:
     target = [int(n) for n in call[1]]
     if not call.attr("allowzero", 0):
         target = [call[0].shape[i] if n == 0 else n for i, n in enumerate(target)]
+    if -1 in target and not call[0].numel():
+        # What is left of no elements is not in the numbers: the graph may know it.
+        shape = call.node.outputs[0].shape
+        known = None if shape is None else shape[target.index(-1)]
+        target[target.index(-1)] = known if isinstance(known, int) else 0
     return call[0].reshape(target)
 
 
