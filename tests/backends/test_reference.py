@@ -45,6 +45,12 @@ NODES: dict[str, tuple[str, dict[str, Array]]] = {
     **{f"pool {op} ceil={ceil}": (
         f"y = {op}<kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 0, 1], ceil_mode={ceil}>(x)", {"x": _X})
        for op in ("MaxPool", "AveragePool") for ceil in (0, 1)},
+    **{f"places of maxima ceil={ceil}": (
+        f"v, y = MaxPool<kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 0, 1], ceil_mode={ceil}>(x)",
+        {"x": _X}) for ceil in (0, 1)},
+    "determinant": ("y = Det(x)", {"x": _X}),
+    "grid sample": ('y = GridSample<mode="linear", padding_mode="border">(x, g)',
+                    {"x": _X, "g": np.tanh(_X.transpose(0, 2, 3, 1)[..., :2]).copy()}),
     "average with pads": ("y = AveragePool<kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1>(x)", {"x": _X}),
     "conv, unequal pads": ("y = Conv<kernel_shape=[3, 3], pads=[0, 1, 2, 1], dilations=[2, 1]>(x, w)",
                            {"x": _X, "w": _X[:, :, :3, :3].copy()}),

@@ -25,6 +25,26 @@ def _gemm(call: Call) -> Result:
     return y if c is None else y + (c if call.attr("beta", 1.0) == 1.0 else c * call.attr("beta"))
 
 
+@rule("Det")
+def _determinant(call: Call) -> Result:
+    return torch.linalg.det(call[0])
+
+
+@rule("GridSample")
+def _grid_sample(call: Call) -> Result:
+    modes = {
+        "linear": "bilinear",
+        "bilinear": "bilinear",
+        "nearest": "nearest",
+        "cubic": "bicubic",
+        "bicubic": "bicubic",
+    }
+    return functional.grid_sample(
+        call[0], call[1], modes[call.attr("mode", "linear")], call.attr("padding_mode", "zeros"),
+        bool(call.attr("align_corners", 0)),
+    )  # fmt: skip
+
+
 @rule("Einsum")
 def _einsum(call: Call) -> Result:
     return torch.einsum(call.attr("equation"), *[x for x in call.x if x is not None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -124,11 +125,31 @@ def _pool(call: Call) -> Result:
         weight = weight.unfold(2 + axis, span, strides[axis])[..., :: dilations[axis]]
     axes = list(range(-count, 0))
     if kind == "MaxPool":
-        return torch.amax(wide, axes)
+        largest = torch.amax(wide, axes)
+        return [largest, _places(call, pads, wide, strides, dilations)] if len(call.node.outputs) > 1 else largest
     if kind == "LpPool":
         p = call.attr("p", 2)
         return wide.abs().pow(p).sum(axes).pow(1 / p)
     return wide.sum(axes) / weight.sum(axes)
+
+
+def _places(call: Call, pads: list[int], wide: Tensor, strides: list[int], dilations: list[int]) -> Tensor:
+    """Where in the whole input, counted from its first number, the largest number of each window stands."""
+    x, count = call[0], len(strides)
+    if call.attr("storage_order", 0):
+        raise NotImplementedError("places counted by columns")
+    size = math.prod(x.shape[2:])
+    places = padded(torch.arange(size, device=x.device).reshape(1, 1, *x.shape[2:]).double(), pads, -1.0)
+    spans = [d * (k - 1) + 1 for d, k in zip(dilations, wide.shape[-count:], strict=True)]
+    reach = [(n - 1) * s + span for n, s, span in zip(wide.shape[2 : 2 + count], strides, spans, strict=True)]
+    more = [max(0, r - n) for r, n in zip(reach, places.shape[2:], strict=True)]
+    places = padded(places, [0] * count + more, -1.0)
+    for axis, span in enumerate(spans):
+        places = places.unfold(2 + axis, span, strides[axis])[..., :: dilations[axis]]
+    best = wide.flatten(-count).argmax(-1, keepdim=True)
+    flat = places.flatten(-count).expand(*wide.shape[:-count], -1)
+    images = torch.arange(x.shape[0] * x.shape[1], device=x.device).reshape(x.shape[0], x.shape[1], *[1] * count)
+    return flat.gather(-1, best).squeeze(-1).long() + images * size
 
 
 @rule("TopK")
