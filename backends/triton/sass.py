@@ -54,8 +54,10 @@ def parse(lines: Sequence[str]) -> list[Loop]:
     spans = []
     for i, instruction in enumerate(code):
         branch = _BRANCH.search(instruction)
-        if branch and labels.get(branch.group(1), i + 1) <= i - _SHORTEST:
-            spans.append((labels[branch.group(1)], i + 1))
+        first = labels.get(branch.group(1), i + 1) if branch else i + 1
+        # A wait that stands behind the end of the kernel branches back, too: that is no loop.
+        if first <= i - _SHORTEST and not any(line.startswith("EXIT") for line in code[first:i]):
+            spans.append((first, i + 1))
     inner = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
     found = []
     for first, last in inner:

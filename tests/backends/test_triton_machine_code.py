@@ -29,6 +29,10 @@ def test_a_branch_forward_is_no_loop() -> None:
     assert parse(_code("BRA `(.L_x_0)", *["NOP"] * 20, ".L_x_0", "EXIT")) == []
 
 
+def test_a_branch_back_from_behind_the_end_is_no_loop() -> None:
+    assert parse(_code(".L_x_0", *["NOP"] * 20, "EXIT", "NOP", "BRA `(.L_x_0)")) == []
+
+
 def _compiled(**changes: int) -> Compiled:
     sizes = {"registers": 128, "shared": 0, "spilled": 0, "bytes": 1, "warps": 8} | changes
     return Compiled("one", 90, loop=Loop(620, 10, {}), **sizes)
