@@ -90,7 +90,7 @@ class Builder:
     @property
     def spatial(self) -> int:
         """Number of spatial dimensions, from an operator's name such as ``aten.max_pool2d.default``."""
-        found = re.search(r"(\d)d\b", self._source.split(": ")[-1])
+        found = re.search(r"(\d)d(?![0-9a-z])", self._source.split(": ")[-1])
         assert found is not None, self._source
         return int(found[1])
 

@@ -84,6 +84,47 @@ CASES: dict[str, Callable[[torch.Tensor], Any]] = {
     "addmm": lambda x: torch.addmm(x[0], x[1, :, :4], x[2], beta=0.5, alpha=2.0),
     "baddbmm": lambda x: torch.baddbmm(x[:, :, :4], x, x.mT),
     "outer": lambda x: torch.outer(x[0, 0], x[0, :, 0]),
+    "scatter_reduce_alone": lambda x: tuple(
+        x.scatter_reduce(1, torch.zeros(3, 2, 5, dtype=torch.int64), x[:, :2], how, include_self=False)
+        for how in ("sum", "prod", "mean", "amax", "amin")
+    ),
+    "scatter_reduce_mean": lambda x: x.scatter_reduce(1, torch.zeros(3, 2, 5, dtype=torch.int64), x[:, :2], "mean"),
+    "scatter_reduce_infinite": lambda x: torch.where(x > 0, torch.inf, x).scatter_reduce(
+        1, torch.zeros(3, 2, 5, dtype=torch.int64), x[:, :2], "sum", include_self=False
+    ),
+    "scatter_multiply": lambda x: x.scatter(1, torch.zeros(3, 2, 5, dtype=torch.int64), x[:, :2], reduce="multiply"),
+    "index_reduce": lambda x: x.index_reduce(1, torch.tensor([2, 0, 2]), x[:, :3], "amax", include_self=False),
+    "put": lambda x: x.put(torch.tensor([3, 0, 17]), torch.tensor([1.0, 2.0, 3.0])),
+    "searchsorted": lambda x: (
+        torch.searchsorted(x.sort(-1).values, x),
+        torch.searchsorted(torch.tensor([-1.0, 0.0, 0.0, 1.0]), x.round(), right=True),
+    ),
+    "diagonal": lambda x: (x.diagonal(), x.diagonal(1, -2, -1), x.diagonal(-2, 2, 0), torch.linalg.diagonal(x)),
+    "diag": lambda x: (torch.diag(x[0]), torch.diag(x[0, 0], 2), torch.diag(x[0, 0], -1), torch.diag(x[0], -3)),
+    "trace": lambda x: x[0].trace(),
+    "cumprod": lambda x: (x.cumprod(1), x.cumprod(-1)),
+    "cummax": lambda x: (*torch.cummax(x.round(), 1), *torch.cummin(x.round(), -1)),
+    "cummax_nan": lambda x: torch.cummax(torch.where(x > 1, torch.nan, x), -1)[0],
+    "logcumsumexp": lambda x: (x * 30).logcumsumexp(-1),
+    "kthvalue": lambda x: (*x.kthvalue(2, 1), *x.kthvalue(3, keepdim=True)),
+    "median": lambda x: (*x.median(1), *x.median(-1, keepdim=True), x.median()),
+    "median_nan": lambda x: torch.where(x > 1, torch.nan, x).median(-1)[0],
+    "norm_zero": lambda x: torch.linalg.vector_norm(x.round(), 0, dim=1),
+    "fmax": lambda x: (torch.fmax(x, torch.where(x > 0, torch.nan, -x)), torch.fmin(x.log(), x)),
+    "copysign": lambda x: (torch.copysign(x, x.roll(1)), torch.copysign(torch.ones_like(x), x * 0), x.signbit()),
+    "angle": lambda x: x.angle(),
+    "erfc": lambda x: x.erfc(),
+    "det": lambda x: torch.linalg.det(x[:, :, :4]),
+    "of_a_number": lambda x: (
+        x[0, 0, 0].index_select(0, torch.tensor([0])),
+        x[0, 0, 0].argmax(0),
+        x[0, 0, 0].unfold(0, 1, 1),
+        x[0, 0, 0].index_fill(0, torch.tensor([0]), 2.0),
+        x[0, 0, 0].index_add(0, torch.tensor([0]), x[0, 0, 1]),
+        x[0, 0, 0].index_copy(0, torch.tensor([0]), x[0, 0, 1]),
+        x[0, 0, 0].median(0)[1],
+        x[0, 0, 0].cumprod(0),
+    ),
     "zero_dim": lambda x: x[0, 0, 0].sum() + x[0, 0, 0].max(),
 }
 

@@ -37,6 +37,8 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
     "adaptive_one": (lambda: nn.AdaptiveAvgPool2d(1), IMAGE),
     "adaptive_even": (lambda: nn.AdaptiveAvgPool2d((3, 4)), IMAGE),
     "adaptive_uneven": (lambda: nn.AdaptiveAvgPool2d((4, 3)), IMAGE),
+    "adaptive_max_places": (lambda: nn.AdaptiveMaxPool2d((3, 4), return_indices=True), IMAGE),
+    "max_pool_places": (lambda: nn.MaxPool2d(3, 2, 1, return_indices=True), IMAGE),
     "adaptive_max": (lambda: nn.AdaptiveMaxPool2d(1), IMAGE),
     "batch_norm1d": (lambda: nn.BatchNorm1d(4), SIGNAL),
     "batch_norm2d_plain": (lambda: nn.BatchNorm2d(4, affine=False), IMAGE),

@@ -33,6 +33,8 @@ FIXED: dict[str, Callable[[torch.Tensor], Any]] = {
     "cat": lambda x: torch.cat([x, x[:, :1]], dim=1),
     "cat_promotes": lambda x: torch.cat([x, x.long()], dim=-1),
     "cat_empty": lambda x: torch.cat([torch.empty(0), x], dim=-2),
+    "pad_circular": lambda x: (F.pad(x, (1, 2), mode="circular"), F.pad(x, (3, -1), mode="circular")),
+    "pad_edge_and_cut": lambda x: (F.pad(x, (2, -1), mode="replicate"), F.pad(x, (-2, 1), mode="replicate")),
     "stack": lambda x: torch.stack([x, x + 1], dim=-1),
     "hstack": lambda x: torch.hstack([x, x]),
     "split": lambda x: x.split(2, dim=2),

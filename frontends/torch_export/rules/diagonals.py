@@ -10,7 +10,7 @@ from ..registry import rule
 from .reshaping import reshape, transpose
 
 
-@rule("aten.diagonal.default", "aten.diagonal_copy.default", "aten.linalg_diagonal.default")
+@rule("aten.diagonal.default", "aten.diagonal_copy.default")
 def diagonal(b: Builder, x: Value, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Value:
     """The diagonal of two axes, put last."""
     first, second = dim1 % rank(x), dim2 % rank(x)
@@ -22,6 +22,11 @@ def diagonal(b: Builder, x: Value, offset: int = 0, dim1: int = 0, dim2: int = 1
     places = b.constant(start + np.arange(count, dtype=np.int64) * (columns + 1), "diagonal")
     flat = reshape(b, x, [*dims(x)[:-2], rows * columns])
     return b.op("Gather", flat, places, shape=b.shape, axis=rank(flat) - 1)
+
+
+@rule("aten.linalg_diagonal.default")
+def linalg_diagonal(b: Builder, x: Value, *, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Value:
+    return diagonal(b, x, offset, dim1, dim2)
 
 
 @rule("aten.trace.default")

@@ -88,6 +88,11 @@ def trilinear(
     return b.op("ReduceSum", product, b.ints(list(sumdim)), shape=b.shape, keepdims=0) if sumdim else product
 
 
+@rule("aten.linalg_det.default", "aten.det.default")
+def det(b: Builder, x: Value) -> Value:
+    return b.op("Det", x, shape=b.shape)
+
+
 @rule("aten._linalg_det.default")
 def determinant(b: Builder, x: Value) -> list[Value]:
     """The first of three results; the others are for gradients."""

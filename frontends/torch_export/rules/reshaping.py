@@ -321,7 +321,7 @@ def _cut(b: Builder, x: Value, pad: list[Size]) -> tuple[Value, list[Size]]:
 
 
 def _wrapped(b: Builder, x: Value, pad: list[Size]) -> Value:
-    """Padding with the other end, axis by axis; a negative amount takes away."""
+    """Padding with the other end, axis by axis; a negative amount takes away first."""
     for i in range(len(pad) // 2):
         axis = rank(x) - 1 - i
         before, after = pad[2 * i : 2 * i + 2]
@@ -337,9 +337,9 @@ def _wrapped(b: Builder, x: Value, pad: list[Size]) -> Value:
             kept = b.op("Slice", x, b.ints([first]), b.ints([last]), b.ints([axis]), shape=part)
         pieces = [kept]
         if before > 0:
-            pieces.insert(0, b.op("Slice", x, b.ints([-before]), b.ints([END]), b.ints([axis]), shape=part))
+            pieces.insert(0, b.op("Slice", kept, b.ints([-before]), b.ints([END]), b.ints([axis]), shape=part))
         if after > 0:
-            pieces.append(b.op("Slice", x, b.ints([0]), b.ints([after]), b.ints([axis]), shape=part))
+            pieces.append(b.op("Slice", kept, b.ints([0]), b.ints([after]), b.ints([axis]), shape=part))
         x = pieces[0] if len(pieces) == 1 else b.op("Concat", *pieces, shape=whole, axis=axis)
     return x
 
