@@ -60,18 +60,18 @@ def rope_cache_kernel(  # type: ignore[no-untyped-def]
     else:
         at_first, at_second = at, half + at
     if is_q:
-        target = q + ((batch * heads + head) * length + place) * d
-        _keep(target, at_first, first, inside)
-        _keep(target, at_second, second, inside)
-        _keep(target, rest_at, rest, rest_at < d)
-        _keep(target, rest_at2, rest2, rest_at2 < d)
+        to_q = q + ((batch * heads + head) * length + place) * d
+        _keep(to_q, at_first, first, inside)
+        _keep(to_q, at_second, second, inside)
+        _keep(to_q, rest_at, rest, rest_at < d)
+        _keep(to_q, rest_at2, rest2, rest_at2 < d)
     else:
         mine = head - heads - tl.where(is_k, 0, shared)
         line = (batch * shared + mine) * capacity + slot
         cache, scales = k_cache, k_scales
         if not is_k:
             cache, scales = v_cache, v_scales
-        target = cache + line * d
+        to_cache = cache + line * d
         if INTEGERS:
             # Outside all are zeros, and zeros turned are zeros.
             top = tl.max(
@@ -82,10 +82,10 @@ def rope_cache_kernel(  # type: ignore[no-untyped-def]
             # Adding and taking away 1.5 · 2^23 leaves float32 no place for a fraction.
             first, second = (first / scale + 12582912.0) - 12582912.0, (second / scale + 12582912.0) - 12582912.0
             rest, rest2 = (rest / scale + 12582912.0) - 12582912.0, (rest2 / scale + 12582912.0) - 12582912.0
-        _keep(target, at_first, first, inside)
-        _keep(target, at_second, second, inside)
-        _keep(target, rest_at, rest, rest_at < d)
-        _keep(target, rest_at2, rest2, rest_at2 < d)
+        _keep(to_cache, at_first, first, inside)
+        _keep(to_cache, at_second, second, inside)
+        _keep(to_cache, rest_at, rest, rest_at < d)
+        _keep(to_cache, rest_at2, rest2, rest_at2 < d)
 
 
 KERNELS: dict[str, Any] = {"rope_cache": rope_cache_kernel}
