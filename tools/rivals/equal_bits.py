@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
             write_results(path, results | {"machine": describe_machine()})
     if options.out == ROOT / "benchmarks":
         page = ROOT / "docs" / "quantization.md"
-        tables = {f"equal bits {model}": table(rows) for model, rows in found.items()}
+        tables = {f"equal bits {model}": table(rows) for model, rows in found.items() if rows}
         page.write_text(fill(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
     return 0
 
