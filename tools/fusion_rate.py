@@ -8,7 +8,9 @@ What is counted:
   views alone counts, although it moves nothing; so does one that only works out sizes. Products are not merged with
   each other (``merge_products`` has a column of its own).
 - *Rewriting's share*: the same planner on the same graph, canonical in both cases, without and with
-  ``simplify_algebra(reassociate=True)``.
+  ``simplify_algebra(reassociate=True)``: blocks, operators, and time by the planner's model of a GPU.
+
+Models that are not named keep the rows that the file of results has of them.
 
     python -m burnish.tools.fusion_rate [MODEL...] [--layers N] [-o benchmarks/fusion.json] [--document docs/fusion.md]
 """
@@ -74,8 +76,10 @@ def measure(name: str, layers: int | None = None) -> dict[str, Any]:
         found = plan(version, machine=GPU)
         result[f"{key}_seconds"] = round(time.process_time() - start, 3)
         result[key] = count_blocks(version, found)
+        result[f"{key}_modelled_ms"] = round(1e3 * found.seconds, 4)
         if key == "blocks":
             result["nodes_planned"] = len(counted(version.graph))
+            result["nodes_canonical"] = len(counted(graph.graph))
             result["views"] = sum(block.view for block in found.blocks)
             result["types"] = _types(found)
     result["rewrites"] = rewriting
@@ -115,16 +119,18 @@ def checks_of(rows: Mapping[str, Mapping[str, Any]]) -> list[Check]:
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The rows as a Markdown table."""
     lines = [
-        "| model | operators | blocks | rate | without rewriting | products merged | DNNFusion: operators → blocks "
-        "| TVM's blocks |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| model | operators | blocks | rate | without rewriting | rewriting: operators | modelled time "
+        "| products merged | DNNFusion: operators → blocks | TVM's blocks |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows.values():
         published = row.get("published")
         paper = f"{published['operators']} → {published['blocks']}" if published else "–"
         fixed = str(published["fixed_patterns"]) if published else "–"
         rate = row["operators"] / row["blocks"]
-        cells = [row["title"], row["operators"], row["blocks"], f"{rate:.1f}", row["without_rewriting"],
+        fewer = f"{row['nodes_canonical']} → {row['nodes_planned']}"
+        time_ = f"{row['blocks_modelled_ms'] / row['without_rewriting_modelled_ms']:.3f}×"
+        cells = [row["title"], row["operators"], row["blocks"], f"{rate:.1f}", row["without_rewriting"], fewer, time_,
                  row["with_merged_products"], paper, fixed]  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
@@ -139,10 +145,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path, help="results as JSON")
     parser.add_argument("--document", type=Path, help=f"fill in the table between <!-- {BLOCK} --> markers")
     options = parser.parse_args(arguments)
-    rows = {}
+    rows: dict[str, Any] = {}
+    if options.output is not None and options.output.exists():
+        rows = json.loads(options.output.read_text("utf-8"))["models"]
     for name in options.models or MODELS:
         rows[name] = measure(name, options.layers)
         print(name, json.dumps({k: v for k, v in rows[name].items() if k != "rewrites"}), file=sys.stderr)
+    rows = {name: rows[name] for name in MODELS if name in rows}
     print(table(rows))
     checks = checks_of(rows)
     if options.document is not None:
