@@ -97,6 +97,142 @@ def test_a_transformer_at_twenty_sizes(family: str) -> None:
     assert sum(report.compilations for report in reports) <= 8
 
 
+def test_recompiling_with_symbolic_sizes_keeps_them() -> None:
+    model = Net().eval()
+    run = compiled(model, dynamic=True)
+    for rows in (3, 4, 7, 2):
+        x = torch.randn(rows, 32)
+        torch.testing.assert_close(run(x), model(x))
+        model.up.weight.mul_(1.1)
+    assert only().compilations == 3  # the second change makes it an input
+    assert only().eager is None and only().calls == 4
+
+
+def test_a_weight_that_changes_at_each_call_becomes_an_input() -> None:
+    model = Net().eval()
+    run = compiled(model, options={"max_compilations": 3})
+    for _ in range(8):
+        torch.testing.assert_close(run(X), model(X))
+        model.down.bias.add_(0.5)
+    assert only().compilations == 3 and only().eager is None
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_batch_normalization(train: bool) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).requires_grad_(False).train(train)
+    other, x = copy.deepcopy(model), torch.randn(2, 3, 8, 8)
+    run = compiled(model)
+    for _ in range(2):
+        torch.testing.assert_close(run(x), other(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.state_dict(), other.state_dict())
+    assert only().eager is None
+
+
+def _after(function: Any, writing: bool, *args: torch.Tensor) -> Any:
+    """Results, after each was written into, and arguments."""
+    args = tuple(arg.clone() for arg in args)
+    results = torch.utils._pytree.tree_leaves(function(*args))
+    if writing:
+        for result in results:
+            result.add_(1)
+    return results, args
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x.T,
+        lambda x: (x[0], x * 2, x.view(-1)),
+        lambda x: (x * 2).chunk(2, dim=1),
+        lambda x: (lambda y: (y, y.view(-1)))(x * 2),
+        lambda x: x.add_(1),
+        lambda x: x[0].mul_(3),
+        lambda x: torch.nn.functional.elu(x, inplace=True),
+        lambda x: (x.view(-1), x.mul_(2).sum()),
+        lambda x: (lambda y: (y[0], y.add_(1)))(x * 2),
+        lambda x: (x.float(), x.double(), x.contiguous()),
+        lambda x: (x.clone(), x.clone(), torch.ones(3)),
+    ],
+)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_memory_is_shared_as_in_eager(call: Any, dynamic: bool) -> None:
+    run = torch.compile(call, backend=backend, dynamic=dynamic)
+    for x in (X, X[:3]):
+        torch.testing.assert_close(_after(run, True, x), _after(call, True, x))
+    assert all(report.eager is None for report in burnish.torch_report())
+
+
+def test_arguments_that_overlap_and_are_written_to() -> None:
+    def call(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        x.add_(1)
+        return x + y
+
+    run, memory = torch.compile(call, backend=backend), torch.arange(10.0)
+    run(torch.ones(5), torch.ones(5))
+    copied = memory.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.testing.assert_close(run(memory[:5], memory[3:8]), call(copied[:5], copied[3:8]))
+    assert torch.equal(memory, copied)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: torch.nn.functional.dropout(x, 0.5, True),
+        lambda x: x + torch.rand_like(x),
+        lambda x: torch.bernoulli(x.sigmoid()),
+        lambda x: x.clone().uniform_(),
+        lambda x: torch.nn.functional.rrelu(x, training=True),
+        lambda x: torch.nn.functional.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=0.5),
+    ],
+)
+def test_chance_is_left_to_torch(call: Any) -> None:
+    with pytest.warns(UserWarning, match="runs eagerly"):
+        torch.compile(call, backend=backend)(X)
+    assert only().eager
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.complex64])
+def test_other_element_types_are_right_or_eager(dtype: torch.dtype) -> None:
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return (x @ x.T) * 2
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        y = torch.compile(call, backend=backend)(X.to(dtype))
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, call(X.to(dtype)), rtol=1e-2, atol=1e-2)
+    assert (only().eager is None) == (dtype in (torch.float64, torch.float16))
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda x: torch.logaddexp(x, x.flip(0)), "logaddexp"),
+        (lambda x: torch.nn.functional.bilinear(x, x[:, :3].contiguous(), torch.ones(2, 32, 3)), "bilinear"),
+        (lambda x: torch.nn.functional.cross_entropy(x, torch.tensor([1, 0, 31, 7, 7])), "cross_entropy_loss"),
+        (lambda x: torch.nanmean(x.sqrt(), 1), "nanmean"),
+    ],
+)
+def test_an_operator_without_a_rule_is_taken_apart(call: Any, name: str) -> None:
+    torch.testing.assert_close(torch.compile(call, backend=backend)(X), call(X), rtol=1e-4, atol=1e-5)
+    assert only().apart == (f"aten.{name}.default",) and "taken apart" in str(only())
+
+
+def test_without_fallback() -> None:
+    with pytest.raises(Exception, match=r"cannot be compiled: no rule translates aten\.lgamma"):
+        torch.compile(lambda x: torch.lgamma(x), backend=backend, options={"fallback": False})(X)
+
+
+def test_inference_mode_has_no_versions() -> None:
+    with torch.inference_mode():
+        model = Net().eval()
+        torch.testing.assert_close(compiled(model)(X), model(X))
+    assert only().eager is None
+
+
 def test_writes_into_inputs_and_results_that_are_no_tensors() -> None:
     model, expected = Counting().eval(), Counting().eval()
     run = compiled(model)
@@ -213,6 +349,9 @@ def test_passes_and_modes() -> None:
         ({"options": {"passes": "quantise"}}, "there is no pass or preset"),
         ({"options": {"max_compilations": 0}}, "max_compilations=0"),
         ({"options": {"fingerprint_every": -1}}, "fingerprint_every=-1"),
+        ({"options": {"threads": 0}}, "threads=0"),
+        ({"options": {"fallback": "no"}}, "fallback='no'"),
+        ({"options": {"backend": "tritton"}}, "there is no backend 'tritton'"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -50,6 +50,7 @@ CASES: dict[str, Callable[[torch.Tensor], Any]] = {
     "sort_descending": lambda x: torch.sort(x, descending=True, stable=True),
     "argsort": lambda x: torch.argsort(x, dim=0),
     "sum": lambda x: x.sum(),
+    "nansum": lambda x: (x.log().nansum(1), (x > 0).nansum()),
     "sum_dims": lambda x: x.sum((0, -1), keepdim=True),
     "sum_bool": lambda x: (x > 0).sum(1),
     "sum_dtype": lambda x: x.sum(1, dtype=torch.float64),

@@ -7,6 +7,7 @@ from typing import Any
 from onnx_ir import DataType, Value
 
 from ..builder import Builder, Number, dims, rank
+from ..dtypes import is_float
 from ..registry import rule
 
 Axes = int | list[int] | None
@@ -29,9 +30,17 @@ def _reduced(x: Value, axes: list[int], keepdim: bool) -> list[Any]:
     return [d for i, d in enumerate(dims(x)) if i not in every]
 
 
-@rule("aten.sum.dim_IntList", "aten.sum.default", "aten.nansum.default")
+@rule("aten.sum.dim_IntList", "aten.sum.default")
 def sum(b: Builder, x: Value, dim: Axes = None, keepdim: bool = False, dtype: Any = None) -> Value:
     return reduce(b, "ReduceSum", b.cast(x, b.dtype), dim, keepdim)
+
+
+@rule("aten.nansum.default")
+def nansum(b: Builder, x: Value, dim: Axes = None, keepdim: bool = False, dtype: Any = None) -> Value:
+    x = b.cast(x, b.dtype)
+    if is_float(x.dtype):
+        x = b.op("Where", b.op("IsNaN", x), b.scalar(0, x.dtype), x)
+    return reduce(b, "ReduceSum", x, dim, keepdim)
 
 
 @rule("aten.mean.dim", "aten.mean.default")
