@@ -147,7 +147,9 @@ class _Latent:
     def _grouped(self, array: Array) -> Tensor:
         short = self._groups * self._block - self._size
         pads = [(0, short if axis == self._axis else 0) for axis in range(array.ndim)]
-        return torch.from_numpy(np.pad(array, pads)).unflatten(self._axis, (self._groups, self._block))
+        padded = np.pad(array, pads)
+        shape = (*padded.shape[: self._axis], self._groups, self._block, *padded.shape[self._axis + 1 :])
+        return torch.from_numpy(padded.reshape(shape))
 
 
 class _Rounded(torch.autograd.Function):
@@ -159,7 +161,7 @@ class _Rounded(torch.autograd.Function):
         return torch.round(latent).clamp_(low, high).mul_(scales)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         latent, scales, low, high = ctx.saved_tensors
         # Computed anew, since the weights of a model would have to be held a second time.
         rounded = torch.round(latent)

@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--calibrate", type=Path, nargs=2, metavar=("SOURCE", "OUTPUT"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.calibrate:
-        calibrate(*options.calibrate, options.sequences)
+        calibrate(options.calibrate[0], options.calibrate[1], options.sequences)
         return 0
     if options.calibrated:
         path = options.out / "scale.json"

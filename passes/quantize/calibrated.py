@@ -126,8 +126,8 @@ class Calibrated:
             left[:, which] -= kept.astype(np.float32)
         figures: dict[str, Any] = {"method": self._method}
         lost = gptq.output_error(left, hessian)
-        for name, error in (("output_error", lost), ("output_error_rtn", plain)):
-            figures[name] = float(f"{error / power:.3g}") if power > 0 else 0.0
+        for name, part in (("output_error", lost), ("output_error_rtn", plain)):
+            figures[name] = float(f"{part / power:.3g}") if power > 0 else 0.0
         figures[WEIGHT_NOISE] = decibels(*(float((a.astype(np.float64) ** 2).sum()) for a in (matrix, left)))
         figures[OUTPUT_NOISE] = decibels(power, lost)
         if feedback.damping != gptq.DAMPING:

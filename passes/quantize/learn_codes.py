@@ -14,6 +14,7 @@ from ...ir.rewrite import Editor
 from .. import selectors
 from ..base import Coded, CodeTraining, Context, Outcome, Pass, Stage
 from .beside import LEVELS, ORIGINAL
+from .rtn import Array
 from .tensors import small
 
 RULE = "learn codes"
@@ -172,7 +173,7 @@ def _coded(source: onnx_ir.Node) -> Coded:
     )  # fmt: skip
 
 
-def _write(edit: Editor, source: onnx_ir.Node, codes: np.ndarray, scales: np.ndarray) -> None:  # type: ignore[type-arg]
+def _write(edit: Editor, source: onnx_ir.Node, codes: Array, scales: Array) -> None:
     """Other codes and scales in the place of those of a ``DequantizeLinear``."""
     old_codes, old_scales = source.inputs[0], source.inputs[1]
     assert old_codes is not None and old_scales is not None and old_codes.dtype in _INTEGERS

@@ -146,7 +146,8 @@ def fit_scales(
     def error(scales: Array) -> Array:
         """Of each row by these scales, less what no scale changes: ``sᵀ M s - 2 rᵀ s``."""
         found: Array = ((matrix @ scales[..., None])[..., 0] - ridge * scales - 2 * right) * scales
-        return found.sum(axis=1)
+        each: Array = found.sum(axis=1)
+        return each
 
     try:
         solved = np.linalg.solve(matrix, (right + ridge * start.scales)[..., None])[..., 0]

@@ -28,7 +28,7 @@ def by_rows(n: int, k: int, scheme: Scheme, work: Callable[[slice], Codes]) -> C
         rows = slice(begin, min(begin + ROWS, n))
         part = work(rows)
         codes[rows], scales[rows] = part.codes, part.scales
-        if zeros is not None:
+        if zeros is not None and part.zero_points is not None:
             zeros[rows] = part.zero_points
     return Codes(codes, scales, zeros)
 

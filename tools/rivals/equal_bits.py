@@ -26,7 +26,7 @@ from ..baseline import minilm_path
 from ..bench_eight_bits import Encoder, embeddings
 from ..bench_results import fill, write_results
 from ..fetch import model_path
-from ..perplexity import file_logits, perplexity
+from ..perplexity import Logits, file_logits, perplexity
 from ..text import CORPORA, load_tokenizer, sentences, windows
 from . import four_bits
 from .bench import reason
@@ -74,8 +74,10 @@ def _judge_decoder(path: Path, count: int) -> dict[str, Any]:
 
         side = OpenVino(path, decoder=True, precision="f32")
 
-        def forward(ids: Any) -> Any:
+        def run(ids: Any) -> Any:
             return side.numpy(side.start(ids)[0])
+
+        forward: Logits = run
     else:
         forward = file_logits(find_model(path))
     return {name: round(perplexity(forward, windows(encode, text(), count)), 3) for name, text in CORPORA.items()}
@@ -104,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.row:
         try:
-            print(json.dumps(measure(*options.row, options.windows)))
+            print(json.dumps(measure(options.row[0], options.row[1], options.windows)))
         except Exception as error:  # whatever another tool raises is its row
             print(json.dumps({"failed": reason(error)}))
         return 0
