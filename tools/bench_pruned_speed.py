@@ -2,8 +2,9 @@
 and 40 % of its arithmetic (its embeddings, half of its weights, cannot go), and SmolLM2 pruned and rounded to 4 bits.
 
 ``--compress`` makes the models and compares MiniLM's embeddings of sentences that nothing was calibrated on; ``--time``
-looks whether the files are what they should be, and measures all of a model in one run, a process a side. The ideal is
-a time that falls as the removed share. Writes ``benchmarks/pruned_speed.json`` and the tables of ``docs/pruning.md``.
+looks whether the files are what they should be, and measures all of a model in one run, in turns, one thread, by the
+processor's time. The ideal is a time that falls as the removed share. Writes ``benchmarks/pruned_speed.json`` and the
+tables of ``docs/pruning.md``.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import argparse
 import json
 import math
 import sys
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +24,12 @@ import numpy as np
 import onnx
 
 from ..compiler.api import export
-from ..compiler.benchmark import Scenario, Side, decode, prefill
 from ..compiler.benchmark.machine import describe_machine
-from ..compiler.benchmark.onnx_side import find_model
-from .bench_eight_bits import Encoder, embeddings, measure_sides
+from ..compiler.benchmark.onnx_side import OnnxSide, find_model
+from .bench_eight_bits import Encoder, embeddings
 from .bench_results import Check, fill, machine_line, write_results
 from .fetch import model_path
 from .recipe_rows import ROOT
-from .text import calibration_text, load_tokenizer, windows
 
 FLOAT = "float32"
 _PLAIN = "metric=magnitude,compensate=off,distribution=uniform"
@@ -45,9 +46,10 @@ ENCODERS: dict[str, str] = {FLOAT: "default"} | {
 }
 """MiniLM's recipes."""
 DECODERS: dict[str, str] = {FLOAT: "default"} | {
-    f"{share} %": f"prune_structures(ratio={share / 100})" for share in (10, 20, 30)
+    f"{share} %": f"prune_structures(ratio={share / 100},metric=magnitude)" for share in (10, 20, 30)
 }
-"""SmolLM2's recipes that are timed on prompts."""
+"""SmolLM2's recipes that are timed on prompts: without data, for what counts is the shapes; how good those are that are
+made with data is in the tables of :mod:`.bench_sparsity`."""
 COMPOSED: dict[str, str] = {
     FLOAT: "default",
     "20 %": DECODERS["20 %"],
@@ -55,9 +57,6 @@ COMPOSED: dict[str, str] = {
     "20 %, 4 bits": f"{DECODERS['20 %']},rotate,quantize",
 }
 """SmolLM2's recipes that are timed on prompts and on tokens: what each step does alone, and all in one."""
-SEQUENCES = 4
-"""Of 512 tokens that SmolLM2's models are made with: few, for what counts here is the shapes. How good they are with
-more is in the tables of :mod:`.bench_sparsity`."""
 LEAST = 0.8
 """Share of the ideal speed-up that is asked for."""
 
@@ -80,12 +79,14 @@ def file_facts(path: Path) -> dict[str, Any]:
     return {"operators": dict(sorted(Counter(node.op_type for node in model.graph.node).items())), "weights": weights}
 
 
-def compress_encoders(work: Path) -> dict[str, Any]:
+def compress_encoders(work: Path, only: str | None) -> dict[str, Any]:
     """Make MiniLM's models; their cosine with float32."""
     encoder = Encoder()
     cosine = dict[str, float]()
     expected: np.ndarray[Any, Any] | None = None
     for name, passes in ENCODERS.items():
+        if only not in (None, name) and name != FLOAT:
+            continue
         folder = folder_of(work, "minilm", name)
         calibration = None if name == FLOAT or "magnitude" in name else encoder.calibration(128)
         export(model_path("minilm"), folder, passes=passes, calibration=calibration, overwrite=True, verify="off")
@@ -96,19 +97,18 @@ def compress_encoders(work: Path) -> dict[str, Any]:
     return {"cosine": cosine}
 
 
-def compress_decoders(work: Path) -> dict[str, Any]:
-    """Make SmolLM2's models; their sizes in bytes."""
-    tokens = windows(load_tokenizer(model_path("smollm2")), calibration_text(), SEQUENCES)
-    sizes = {}
+def compress_decoders(work: Path, only: str | None) -> dict[str, Any]:
+    """Make SmolLM2's models; their sizes in bytes and the seconds it took."""
+    sizes, seconds = dict[str, int](), dict[str, float]()
     for name, passes in {**DECODERS, **COMPOSED}.items():
-        calibration = None if name == FLOAT else [{"input_ids": row[None]} for row in tokens]
+        if only not in (None, name):
+            continue
+        start = time.perf_counter()
         folder = folder_of(work, "smollm2", name)
-        report = export(
-            model_path("smollm2"), folder, passes=passes, calibration=calibration, overwrite=True, verify="off"
-        )
-        sizes[name] = report.weight_bytes
-        print(f"SmolLM2 {name}: {sizes[name] / 1e6:.1f} MB", flush=True)
-    return {"bytes": sizes}
+        report = export(model_path("smollm2"), folder, passes=passes, overwrite=True, verify="off", cache=False)
+        sizes[name], seconds[name] = report.weight_bytes, round(time.perf_counter() - start, 1)
+        print(f"SmolLM2 {name}: {sizes[name] / 1e6:.1f} MB in {seconds[name]} s", flush=True)
+    return {"bytes": sizes, "seconds": seconds}
 
 
 def folder_of(work: Path, model: str, name: str) -> Path:
@@ -117,31 +117,64 @@ def folder_of(work: Path, model: str, name: str) -> Path:
     return work / f"{model}-pruned-{names.index(name)}"
 
 
+def processor_time(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Any]:
+    """Seconds of the processor that some runs of one thread take, in turns.
+
+    Unlike those of a clock they hardly depend on what else the machine does.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.process_time()
+            run()
+            taken[name].append(time.process_time() - start)
+    return described(taken)
+
+
+def described(taken: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Median and spread of each side, and its ratio to the first: the median of the rounds' ratios."""
+    base = np.asarray(next(iter(taken.values())))
+    found = {}
+    for name, seconds in taken.items():
+        low, middle, high = np.percentile(seconds, [25, 50, 75]) * 1000
+        figures = {"median_ms": middle, "iqr_ms": high - low, "ratio": float(np.median(np.asarray(seconds) / base))}
+        found[name] = {key: round(float(value), 4) for key, value in figures.items()} | {"rounds": len(seconds)}
+    return found
+
+
 def encoders(work: Path, rounds: int) -> dict[str, Any]:
-    """MiniLM: time of 8 x 128."""
+    """MiniLM: time of 8 x 128, of those that are made without data, as SmolLM2's are."""
     generator = np.random.default_rng(0)
     inputs = {
         "input_ids": generator.integers(1000, 30000, (8, 128)),
         "attention_mask": np.ones((8, 128), np.int64),
         "token_type_ids": np.zeros((8, 128), np.int64),
     }
-    timed = [name for name in ENCODERS if name == FLOAT or name.endswith("%")]
-    sides = [Side(name, str(folder_of(work, "minilm", name))) for name in timed]
-    facts = {side.name: file_facts(Path(side.source)) for side in sides}
-    return measure_sides(sides, [Scenario("call", "run")], rounds, inputs).to_json() | {"files": facts}
+    timed = {FLOAT: FLOAT} | {f"{share} %": f"{share} % magnitude" for share in (20, 40)}
+    paths = {name: folder_of(work, "minilm", row) for name, row in timed.items()}
+    runs = {name: OnnxSide(path, 1).prepare(inputs) for name, path in paths.items()}
+    files = {name: file_facts(path) for name, path in paths.items()}
+    return {"scenarios": {"8 × 128": processor_time(runs, rounds)}, "files": files}
 
 
 def decoders(work: Path, rounds: int) -> dict[str, Any]:
     """SmolLM2: time of prompts."""
-    sides = [Side(name, str(folder_of(work, "smollm2", name))) for name in DECODERS]
-    facts = {side.name: file_facts(Path(side.source)) for side in sides}
-    return measure_sides(sides, [prefill(128), prefill(512)], rounds, None).to_json() | {"files": facts}
+    paths = {name: folder_of(work, "smollm2", name) for name in DECODERS}
+    files = {name: file_facts(path) for name, path in paths.items()}
+    return {"scenarios": {"128 tokens": processor_time(_prompts(paths), rounds)}, "files": files}
 
 
 def composed(work: Path, rounds: int) -> dict[str, Any]:
-    """SmolLM2 pruned, rounded, and both: time of prompts and of tokens."""
-    sides = [Side(name, str(folder_of(work, "smollm2", name))) for name in COMPOSED]
-    return measure_sides(sides, [prefill(128), decode(128, 32)], rounds, None).to_json()
+    """SmolLM2 pruned, rounded, and both: time of prompts."""
+    paths = {name: folder_of(work, "smollm2", name) for name in COMPOSED}
+    return {"scenarios": {"128 tokens": processor_time(_prompts(paths), rounds)}}
+
+
+def _prompts(paths: Mapping[str, Path]) -> dict[str, Callable[[], object]]:
+    ids = np.random.default_rng(0).integers(1000, 30000, (1, 128))
+    return {name: partial(OnnxSide(path, 1).start, ids) for name, path in paths.items()}
 
 
 COMPRESS = {"minilm": compress_encoders, "smollm2": compress_decoders}
@@ -159,16 +192,17 @@ def checks(results: Mapping[str, Any]) -> list[Check]:
     for scenario, sides in results.get("smollm2", {}).get("scenarios", {}).items():
         for share in (10, 20, 30):
             speed(f"SmolLM2 {share} %, {scenario}", sides[f"{share} %"], share)
+    cosine = results.get("cosine", {})
     for share in (20, 40):
         name = f"{share} %"
-        if "minilm" in results:
-            speed(f"MiniLM {name}", results["minilm"]["scenarios"]["call"][name], share)
-        if "cosine" in results:
-            lost = {way: 1 - results["cosine"][f"{name}{way}"] for way in _ENCODER_WAYS}
-            for what, way, other in (("FLAP", " FLAP", " magnitude"), ("default", "", " FLAP"),
-                                     ("recovery", " + distillation", "")):  # fmt: skip
+        timed = results.get("minilm", {}).get("scenarios", {}).get("8 × 128", {})
+        if name in timed:
+            speed(f"MiniLM {name}", timed[name], share)
+        for what, way, other in (("FLAP", " FLAP", " magnitude"), ("default", "", " FLAP"),
+                                 ("recovery", " + distillation", "")):  # fmt: skip
+            if name + way in cosine and name + other in cosine:
                 title = f"MiniLM {name}: 1 - cosine, {what} against{other or ' without'}"
-                found.append(Check(title, lost[way] / lost[other], 1, "×"))
+                found.append(Check(title, (1 - cosine[name + way]) / (1 - cosine[name + other]), 1, "×"))
     for model in ("smollm2", "minilm"):
         files = results.get(model, {}).get("files", {})
         for name, facts in files.items():
@@ -192,7 +226,7 @@ def tables(results: Mapping[str, Any], loss: Mapping[str, float]) -> dict[str, s
     blocks = {"speed": "\n".join([*lines, "", machine_line(results)])}
     if "composed" in results:
         blocks["composition"] = composition(results, loss)
-    if "cosine" in results:
+    if FLOAT in results.get("cosine", {}):
         rows = ["| MiniLM | mean cosine with float32, 200 sentences |", "|---|---:|"]
         rows += [f"| {name} | {value:.4f} |" for name, value in results["cosine"].items()]
         blocks["encoder"] = "\n".join(rows)
@@ -223,7 +257,12 @@ def composition(results: Mapping[str, Any], loss: Mapping[str, float]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for name in COMPOSED:
         times = [f"{sides[name]['median_ms']:.1f} ({sides[name]['ratio']:.2f}×)" for sides in scenarios.values()]
-        cells = [name, f"{results['bytes'][name] / 1e6:.0f}", *times, f"{loss[name]:.3f}" if name in loss else "–"]
+        cells = [
+            name,
+            f"{results['bytes'][name] / 1e6:.0f}",
+            *times,
+            f"{loss[name]:.3f}" if name in loss else "–",
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -266,6 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--compress", action="store_true", help="make the models and compare what they compute")
     parser.add_argument("--time", action="store_true", help="measure the models that are there")
     parser.add_argument("--only", choices=sorted(PARTS), help="one part of both")
+    parser.add_argument("--side", help="make only the model of this name")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where compiled models are")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks", help="where pruned_speed.json goes")
@@ -277,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.compress or everything:
         for name, make in COMPRESS.items():
             if options.only in (None, name):
-                found |= make(options.work)
+                found |= make(options.work, options.side)
     if options.time or everything:
         for name, part in PARTS.items():
             if options.only in (None, name):
@@ -285,6 +325,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found["machine"] = describe_machine()
     # Parts that others have measured meanwhile stay.
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for name in ("bytes", "seconds", "cosine"):
+        if name in before and name in found:
+            found[name] = before[name] | found[name]
     results: dict[str, Any] = before | found
     results["checks"] = [check.to_json() for check in checks(results)]
     failed = write_results(path, results)
