@@ -146,6 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run and write ``docs/op_db.md``; the status is the number of wrong operators."""
     parser = argparse.ArgumentParser(prog="python -m burnish.tools.coverage_op_db", description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=2)
+    parser.add_argument("--limit", type=float, default=1800, help="seconds that 40 operators may take")
     parser.add_argument("--only", default="", help="operators whose name holds this text; writes nothing")
     parser.add_argument("--chunk", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -155,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     from torch.testing._internal.common_methods_invocations import op_db
 
     names = [op.formatted_name for op in op_db if options.only in op.formatted_name]
-    found = run(list(dict.fromkeys(names)), options.samples, 40, 240)
+    found = run(list(dict.fromkeys(names)), options.samples, 40, options.limit)
     text = page(found)
     print(text)
     if not options.only:

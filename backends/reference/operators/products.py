@@ -27,7 +27,8 @@ def _gemm(call: Call) -> Result:
 
 @rule("Det")
 def _determinant(call: Call) -> Result:
-    return torch.linalg.det(call[0])
+    result: Tensor = torch.linalg.det(call[0])
+    return result
 
 
 @rule("GridSample")
