@@ -45,7 +45,7 @@ _FIXED = (BlockType.OPAQUE, BlockType.HOST, BlockType.CONTRACTION)
 _ALONE = (BlockType.OPAQUE, BlockType.HOST)
 STARTS: tuple[bool | None, ...] = (True, None, False)
 """Ways to begin: grow to successors first, not at all, to predecessors first; the cheapest plan is kept."""
-_MANY = 1000
+_MANY = 500
 """Nodes of a graph that is planned in the first way only."""
 _NOISE = 1e-12
 """Seconds that are no difference."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,21 @@ def test_the_same_bits(name: str, request: pytest.FixtureRequest) -> None:
         assert outcome.changed and len(graph.graph) < count
     for old, new in zip(before, run(graph, feeds), strict=True):
         assert np.array_equal(old, new, equal_nan=True)
+
+
+def test_the_runtime_ends_with_the_same_operators(magika: Path, tmp_path: Path) -> None:
+    """It inlines the functions before it optimizes, so that a run takes as long as without them."""
+    graph = import_onnx(magika).graph
+    Canonicalize().run(graph, Context())
+
+    def optimized() -> Counter[str]:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        proto = onnx_ir.to_proto(graph)
+        onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+
+    before = optimized()
+    assert Fuse(machine="gpu").run(graph, Context()).changed
+    assert optimized() == before
