@@ -45,13 +45,17 @@ _PROGRAMS = 2 * 132
 _MOST_SPLITS = 32
 
 
-def blocks_for(width: int, dtype: torch.dtype, *, few: bool = False, hopper: bool = False) -> Blocks:
+def blocks_for(
+    width: int, dtype: torch.dtype, *, few: bool = False, hopper: bool = False, biased: bool = False
+) -> Blocks:
     """The block sizes for heads of a width."""
     if dtype == torch.float32:
         table = FEW_FLOAT32 if few else MANY_FLOAT32
     else:
         table = FEW if few else HOPPER if hopper else MANY
-    return next(table[limit] for limit in sorted(table) if width <= limit)
+    b = next(table[limit] for limit in sorted(table) if width <= limit)
+    # A tile of the bias takes as many registers as one of scores.
+    return Blocks(b.m, 32, b.warps, min(b.stages, 2)) if biased and b.n > 32 else b
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def attention(
         raise InputError(f"a window of {window} keys without causal", where="attention", fix="pass causal=True")
     plain = window is None and bias is None and block_mask is None and lengths_q is None and soft_cap is None
     hopper = plain and q.is_cuda and torch.cuda.get_device_capability(q.device)[0] == 9
-    b = blocks or blocks_for(max(d, d_v), q.dtype, hopper=hopper)
+    b = blocks or blocks_for(max(d, d_v), q.dtype, hopper=hopper, biased=bias is not None)
     if block_mask is not None:
         b = _fitting(b, block_mask, queries, keys)
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))

@@ -60,7 +60,7 @@ def _attention(name: str, dtype: torch.dtype, width: int) -> Iterator[Variant]:
     for form, on_hopper in [*((form, False) for form in _FORMS), *hopper]:
         if form and (width != 128 or single) and form != " causal":
             continue
-        flags, b = _FORMS[form], attention.blocks_for(width, dtype, hopper=on_hopper)
+        flags, b = _FORMS[form], attention.blocks_for(width, dtype, hopper=on_hopper, biased="bias" in form)
         constants: dict[str, Any] = dict.fromkeys(
             ("CAUSAL", "WINDOWED", "HAS_BIAS", "HAS_BLOCKS", "HAS_LENGTHS", "SOFT_CAP", "EXACT"), False
         )

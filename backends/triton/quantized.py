@@ -39,7 +39,7 @@ class Shares:
 
 FOUR_FEW = (Shares(16, 32, 8, 8, 3), Shares(16, 32, 4, 4, 3))
 """For 4 bits and few rows: few channels, which make few programs, and many. Each is compiled ahead of time."""
-FOUR_FEW_FLOAT32 = (Shares(16, 16, 4, 4, 2), Shares(16, 16, 4, 4, 2))
+FOUR_FEW_FLOAT32 = (Shares(16, 16, 1, 8, 1), Shares(16, 16, 1, 8, 1))
 FOUR_MANY = (Tiles(64, 128, 0, 1, 8, 3), Tiles(128, 128, 0, 1, 8, 3))
 """For 4 bits and many rows: some, and many."""
 FOUR_MANY_FLOAT32 = (Tiles(32, 64, 0, 1, 8, 2), Tiles(32, 64, 0, 1, 8, 2))
