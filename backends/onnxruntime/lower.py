@@ -6,6 +6,7 @@ from typing import Literal
 
 from ...ir.errors import OptionError, nearest
 from ...ir.graph import Graph
+from ...ir.outline import inline_all
 from ...ir.remarks import Remark
 from .attention import lower_attention
 from .codebook import lower_codebook
@@ -42,7 +43,11 @@ def lower(graph: Graph, target: str = "onnxruntime") -> list[Remark]:
         remarks = lower_portable(graph)
         remarks += fold_transposes(graph)
         return remarks
-    remarks = lower_integer(graph)
+    remarks = []
+    # The patterns below are looked for in the main graph: a block would hide its products and normalizations.
+    if calls := inline_all(graph):
+        remarks.append(Remark("applied", "", f"{calls} fused blocks written out: this runtime chooses its own kernels"))
+    remarks += lower_integer(graph)
     remarks += lower_quantized(graph)
     remarks += lower_codebook(graph)
     remarks += fold_transposes(graph)
