@@ -81,9 +81,9 @@ def w4a16(
         _w4a16_many(flat, weights, product)
         return product.result.reshape(*x.shape[:-1], n)
     table = FOUR_FEW_FLOAT32 if x.dtype == torch.float32 else FOUR_FEW
-    # Looking values up in memory takes buffers for all of them: the smaller blocks.
-    in_memory = weights.table is not None and not weights.baked
-    s = shares or table[n > _FEW_CHANNELS or in_memory]
+    # Looking values up in memory takes buffers for all of them, zero points take registers: the smaller blocks.
+    heavy = weights.zeros is not None or (weights.table is not None and not weights.baked)
+    s = shares or table[n > _FEW_CHANNELS or heavy]
     if product.result.numel():
         four_bits_few_kernel[(-(-n // s.n), -(-rows // s.m))](
             flat, *_operands4(weights), *product.pointers, rows, n, k // weights.group,

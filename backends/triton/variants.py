@@ -123,7 +123,7 @@ def _four_bits(name: str, dtype: torch.dtype) -> Iterator[Variant]:
             for form, (zeros, tabled, unpack, gated) in forms.items():
                 if form and (group != 128 or (single and form == " nf4") or (form == " table" and not number)):
                     continue
-                if group == 32 and not number and not single:
+                if not number and not single and (group == 32 or form == " zeros"):
                     continue
                 constants = fixed | {
                     "BLOCK_M": s.m, "BLOCK_N": s.n, "HALF": group // 2, "PARTS": quantized.parts_of(s, group),
