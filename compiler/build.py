@@ -319,8 +319,8 @@ def _compile(
                         shutil.copyfile(content, folder / name)
         if how.target in ANYWHERE:
             with _timed(seconds, "generating"):
-                names, said = describe(graph, how.target, folder, imported.decoder is not None)
-            companions |= set(names)
+                written, said = describe(graph, how.target, folder, imported.decoder is not None)
+            companions |= set(written)
             backend += said
         figures = None
         if accuracy is not None:

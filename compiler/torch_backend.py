@@ -211,8 +211,13 @@ class _Compiled:
         self._constants.remember(captured.constants, inputs)
 
     def _session_of(self, captured: Captured, inputs: Sequence[Any]) -> Any:
-        run_passes(captured.graph, implied(parse(self._settings.passes)), Context(), [])
-        if self._target(inputs) == "triton":
+        target, passes = self._target(inputs), implied(parse(self._settings.passes))
+        if target == "triton":
+            from .kernels import on_kernels
+
+            passes = on_kernels(passes)
+        run_passes(captured.graph, passes, Context(target=target), [])
+        if target == "triton":
             from ..backends.triton.session import Session as TritonSession
 
             (device,) = {value.device for value in inputs if isinstance(value, torch.Tensor)}

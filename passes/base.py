@@ -135,8 +135,8 @@ LearnedCodes = Callable[
         tuple[float, float],
     ],
 ]
-"""Trains quantized weights and float constants of the graph at hand on the outputs of the model as it came: (which, which
-constants, how) to (codes and scales of each, the constants after it, the loss before and after)."""
+"""Trains quantized weights and float constants of the graph at hand on the outputs of the model as it came: (which,
+which constants, how) to (codes and scales of each, the constants after it, the loss before and after)."""
 Influence = Callable[[Sequence["tuple[onnx_ir.Value, int]"]], list[np.ndarray[Any, Any]]]
 """For some axes of constants, the derivative of the loss on each calibration input by a factor on each place of the
 axis, at 1: [inputs, places]. The loss is that of a language model, or, for others, the outputs' product with random

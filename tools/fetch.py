@@ -61,10 +61,11 @@ MODELS = {
         "gensim", "4.4.0", "gensim/test/test_data/lee_background.cor", "300 news articles in English (Lee corpus)"
     ),
     "encyclopedia": Source(
-        "gensim", "4.4.0",
+        "gensim",
+        "4.4.0",
         "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
         "106 articles of Wikipedia in English, as its dumps have them",
-    ),  # fmt: skip
+    ),
     "photos": Source("scikit-image", "0.26.0", "skimage/data", "photographs and scanned pages"),
     "silero_vad": Source(
         "silero-vad", "6.2.3", "silero_vad/data/silero_vad.onnx", "voice activity detector with `If` subgraphs"

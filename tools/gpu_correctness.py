@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -244,11 +245,12 @@ def _attention(device: str, dtype: torch.dtype, large: bool) -> Iterator[Case]:
                        attention.attention(q, k, v, block_mask=attention.BlockMask(m, s, s)),
                        reference_attention(q, k, v, allowed=a)), limit)  # fmt: skip
         few = torch.randn(2, 6, 2, d, device=device).to(dtype)
-        for form, options in {
+        forms: dict[str, dict[str, Any]] = {
             "": {}, "window": {"window": 9}, "lengths": {"lengths": lengths["lengths_k"]},
             "split": {"lengths": lengths["lengths_k"], "splits": 4}, "bias": {"bias": bias[:, :1, :2]},
-        }.items():  # fmt: skip
-            right: dict[str, object] = {key: value for key, value in options.items() if key in ("window", "bias")}
+        }  # fmt: skip
+        for form, options in forms.items():
+            right: dict[str, Any] = {key: value for key, value in options.items() if key in ("window", "bias")}
             if "lengths" in options:
                 right |= {"lengths_k": options["lengths"], "lengths_q": torch.tensor([2, 2])}
             yield Case(_named(f"decoding {form} d{d}", dtype),

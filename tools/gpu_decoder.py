@@ -40,7 +40,7 @@ def _linears(shape: Shape) -> list[tuple[int, int]]:
 
 
 def _random(n: int, k: int, device: str) -> Tensor:
-    return torch.randn(n, k, device=device, dtype=torch.bfloat16) / k**0.5
+    return torch.randn(n, k, device=device, dtype=torch.bfloat16).div_(k**0.5)
 
 
 class Places:

@@ -140,7 +140,7 @@ def _few_row_sides(x: Tensor, dense: Sequence[Tensor]) -> dict[str, Callable[[],
 def _torchao(x: Tensor, dense: Sequence[Tensor]) -> list[Callable[[], Any]]:
     from torchao.quantization import Int4WeightOnlyConfig, quantize_
 
-    layers = []
+    layers: list[Callable[[], Any]] = []
     for w in list(dense) * 4:
         layer = torch.nn.Linear(w.shape[1], w.shape[0], bias=False, device="meta", dtype=w.dtype)
         layer.weight = torch.nn.Parameter(w, requires_grad=False)

@@ -52,8 +52,8 @@ def parse(lines: Sequence[str]) -> list[Loop]:
         if instruction:
             code.append(_PREDICATE.sub("", instruction.group(1)))
     spans = []
-    for i, instruction in enumerate(code):
-        branch = _BRANCH.search(instruction)
+    for i, statement in enumerate(code):
+        branch = _BRANCH.search(statement)
         first = labels.get(branch.group(1), i + 1) if branch else i + 1
         # A wait that stands behind the end of the kernel branches back, too: that is no loop.
         if first <= i - _SHORTEST and not any(line.startswith("EXIT") for line in code[first:i]):

@@ -143,7 +143,7 @@ class Session:
     def _recorded(self, given: Sequence[torch.Tensor]) -> tuple[Any, list[torch.Tensor], list[torch.Tensor]]:
         """A CUDA graph, the inputs that it reads and the outputs that it writes."""
         static = [t.clone() for t in given]
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # kernels are compiled and measured before
             for _ in range(2):

@@ -110,7 +110,7 @@ def _outer(reader: Reader) -> bool:
     last = [s for s in reduced if reader.ranges.extents[s] != 1][-1:] or list(reduced[-1:])
     inner = sum(place.coeff(last[0]) == 1 for place in loads)
     outer = sum(place.coeff(kept[-1]) == 1 for place in loads)
-    return outer > inner
+    return bool(outer > inner)
 
 
 def _merged(e: Expr, first: sympy.Symbol, second: sympy.Symbol, size: Expr, new: sympy.Symbol) -> Expr | None:

@@ -16,7 +16,7 @@ from .epilogues import finish, finish_or_part
 from .gemm import grouped
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def from_e4m3(byte):  # type: ignore[no-untyped-def]
     """Bytes of float8 e4m3 as float16, for GPUs without it: its bits are those of a float16 256 times smaller."""
     wide = byte.to(tl.int16)

@@ -17,62 +17,62 @@ import triton
 import triton.language as tl
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def identity(value):  # type: ignore[no-untyped-def]
     """The value."""
     return value
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def relu(value):  # type: ignore[no-untyped-def]
     """``max(x, 0)``."""
     return tl.maximum(value, 0.0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def sigmoid(value):  # type: ignore[no-untyped-def]
     """``1 / (1 + exp(-x))``."""
     return 1.0 / (1.0 + tl.exp(-value))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def silu(value):  # type: ignore[no-untyped-def]
     """``x sigmoid(x)``."""
     return value / (1.0 + tl.exp(-value))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def gelu(value):  # type: ignore[no-untyped-def]
     """``x Φ(x)`` by the error function."""
     return 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def gelu_tanh(value):  # type: ignore[no-untyped-def]
     """GELU by a hyperbolic tangent, which is ``2 sigmoid(2 x) - 1``."""
     inner = 0.7978845608028654 * (value + 0.044715 * value * value * value)
     return value / (1.0 + tl.exp(-2.0 * inner))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def nothing(value, row, column, inside, width, t0, t1, t2, t3):  # type: ignore[no-untyped-def]
     """No epilogue, no prologue."""
     return value
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def add(value, row, column, inside, n, e0, e1, e2, e3):  # type: ignore[no-untyped-def]
     """Add a tensor of the result's shape (a residual)."""
     return value + tl.load(e0 + row * n + column, mask=inside, other=0.0).to(tl.float32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def multiply(value, row, column, inside, n, e0, e1, e2, e3):  # type: ignore[no-untyped-def]
     """Multiply by a tensor of the result's shape (a gate)."""
     return value * tl.load(e0 + row * n + column, mask=inside, other=0.0).to(tl.float32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def rms_scale(value, row, column, inside, k, p0, p1, p2, p3):  # type: ignore[no-untyped-def]
     """RMS normalization of the operand: p0 [rows] float32, ``1 / sqrt(mean(x²) + ε)``; p1 [k], the weights."""
     scale = tl.load(p0 + row)
@@ -80,7 +80,7 @@ def rms_scale(value, row, column, inside, k, p0, p1, p2, p3):  # type: ignore[no
     return value * scale * weight
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def layer_scale(value, row, column, inside, k, p0, p1, p2, p3):  # type: ignore[no-untyped-def]
     """Layer normalization of the operand: p0, p1 [rows] float32, mean and 1 / deviation; p2, p3 [k] weight and bias."""
     mean = tl.load(p0 + row)
@@ -90,7 +90,7 @@ def layer_scale(value, row, column, inside, k, p0, p1, p2, p3):  # type: ignore[
     return tl.where(inside, (value - mean) * scale * weight + bias, 0.0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def silu_gate(value, row, column, inside, k, p0, p1, p2, p3):  # type: ignore[no-untyped-def]
     """``silu(x) p0``, p0 of the operand's shape."""
     return silu(value) * tl.load(p0 + row * k + column, mask=inside, other=0.0).to(tl.float32)

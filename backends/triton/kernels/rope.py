@@ -20,7 +20,7 @@ def _rotated(start, at, half, cos, sin, inside, PAIRS: tl.constexpr):  # type: i
     return first * cos - second * sin, second * cos + first * sin
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _keep(target, at, value, inside):  # type: ignore[no-untyped-def]
     tl.store(target + at, value.to(target.dtype.element_ty), mask=inside)
 

@@ -139,7 +139,7 @@ def shape_of(value: onnx_ir.Value, sizes: Sizes) -> Index:
     """
     if value.shape is None or not all(known(d) for d in value.shape):
         raise Unfit(f"the shape of {value.name!r} is not known")
-    return tuple(sizes.of(to_expr(d)) for d in value.shape)  # type: ignore[arg-type]
+    return tuple(sizes.of(to_expr(d)) for d in value.shape)
 
 
 def dtype_of(value: onnx_ir.Value) -> str:

@@ -61,7 +61,7 @@ def _plain(way: str, rounding: str, scale: int) -> bool:
     return bool((found == place // scale).all())
 
 
-_ROUNDING: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # type: ignore[type-arg]
+_ROUNDING: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "round_prefer_floor": lambda v: np.ceil(v - 0.5), "round_prefer_ceil": lambda v: np.floor(v + 0.5),
     "floor": np.floor, "ceil": np.ceil,
 }  # fmt: skip
