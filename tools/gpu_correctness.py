@@ -245,11 +245,11 @@ def _attention(device: str, dtype: torch.dtype, large: bool) -> Iterator[Case]:
                        attention.attention(q, k, v, block_mask=attention.BlockMask(m, s, s)),
                        reference_attention(q, k, v, allowed=a)), limit)  # fmt: skip
         few = torch.randn(2, 6, 2, d, device=device).to(dtype)
-        forms: dict[str, dict[str, Any]] = {
+        decodings: dict[str, dict[str, Any]] = {
             "": {}, "window": {"window": 9}, "lengths": {"lengths": lengths["lengths_k"]},
             "split": {"lengths": lengths["lengths_k"], "splits": 4}, "bias": {"bias": bias[:, :1, :2]},
         }  # fmt: skip
-        for form, options in forms.items():
+        for form, options in decodings.items():
             right: dict[str, Any] = {key: value for key, value in options.items() if key in ("window", "bias")}
             if "lengths" in options:
                 right |= {"lengths_k": options["lengths"], "lengths_q": torch.tensor([2, 2])}
