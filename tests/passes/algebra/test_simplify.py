@@ -211,7 +211,7 @@ def _same(before: list[Array], after: list[Array], reassociate: bool, rewrites: 
 
 
 @pytest.mark.parametrize("reassociate", [False, True])
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_random_graphs(reassociate: bool, data: st.DataObject, random_graphs: Callable[..., Any], run: Run) -> None:
     drawn = data.draw(random_graphs(max_steps=16, symbolic=data.draw(st.booleans())))
@@ -249,7 +249,7 @@ def formulas(draw: Any) -> tuple[str, dict[str, Array]]:
 
 
 @pytest.mark.parametrize("reassociate", [False, True])
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_random_formulas(reassociate: bool, data: st.DataObject, run: Run) -> None:
     text, constants = data.draw(formulas())
@@ -293,3 +293,21 @@ def _in_double(graph: onnx_ir.Model) -> onnx_ir.Model:
         value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
     del proto.graph.value_info[:]
     return onnx_ir.from_proto(proto)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reassociate", [False, True])
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_many_random_graphs(
+    reassociate: bool, data: st.DataObject, random_graphs: Callable[..., Any], run: Run
+) -> None:
+    test_random_graphs.hypothesis.inner_test(reassociate, data, random_graphs, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reassociate", [False, True])
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_many_random_formulas(reassociate: bool, data: st.DataObject, run: Run) -> None:
+    test_random_formulas.hypothesis.inner_test(reassociate, data, run)
