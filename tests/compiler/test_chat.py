@@ -42,6 +42,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved
 
 
+def _hears_interrupts() -> None:
+    """Tests that run in the background of a shell ignore interrupts, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A process in a pseudo-terminal, and what it has written so far."""
 
@@ -49,7 +54,7 @@ class Terminal:
         self.master, slave = pty.openpty()
         self.process = subprocess.Popen(
             [*COMMAND, "chat", *arguments], stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            env={**os.environ, "TERM": "dumb"}, close_fds=True,
+            env={**os.environ, "TERM": "dumb"}, close_fds=True, preexec_fn=_hears_interrupts,
         )  # fmt: skip
         os.close(slave)
         self.text = ""
