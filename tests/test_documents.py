@@ -66,18 +66,20 @@ def _run(code: str) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize("index", range(3), ids=["module", "language model", "ONNX file"])
+@pytest.mark.parametrize("index", range(4), ids=["module", "language model", "torch.compile", "ONNX file"])
 def test_readme_examples(
     folder: Path, index: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
     examples = _blocks(ROOT / "README.md", "python")
-    assert len(examples) == 3
+    assert len(examples) == 4
     names = _run(examples[index])
     shown = capsys.readouterr().out
     if "decoder" in names:
         assert len(re.findall(r"\d+", shown)) == 5 + 16
         assert sum(f.stat().st_size for f in (folder / "smollm2-4bit").glob("model.onnx*")) < 0.8e6  # float32: 2.4 MB
+    elif "fast" in names:
+        assert "nodes on ONNX Runtime" in shown and "eager" not in shown
     else:
         assert "canonicalize" in shown
 

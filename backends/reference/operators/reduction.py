@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
+from ....ir.errors import UnsupportedError
+from ....ir.graph import module_path
 from ..registry import Call, Result, Tensor, rule
 
 
@@ -137,7 +139,11 @@ def _places(call: Call, pads: list[int], wide: Tensor, strides: list[int], dilat
     """Where in the whole input, counted from its first number, the largest number of each window stands."""
     x, count = call[0], len(strides)
     if call.attr("storage_order", 0):
-        raise NotImplementedError("places counted by columns")
+        raise UnsupportedError(
+            "the reference backend counts places of maxima by rows only",
+            where=module_path(call.node),
+            fix='use backend="onnxruntime"',
+        )
     size = math.prod(x.shape[2:])
     places = padded(torch.arange(size, device=x.device).reshape(1, 1, *x.shape[2:]).double(), pads, -1.0)
     spans = [d * (k - 1) + 1 for d, k in zip(dilations, wide.shape[-count:], strict=True)]
