@@ -14,7 +14,7 @@ from ..backends.reference import Reference
 from ..ir.graph import is_op
 from ..passes.base import Coded, CodeTraining
 from .inputs import Array
-from .learning import Learning, _outputs, _precision, _schedule
+from .learning import Learning, precision, schedule, trained_outputs
 
 _JUDGED = 8
 """Calibration inputs on which the loss before and after is compared."""
@@ -51,16 +51,16 @@ class CodeLearning(Learning):
             betas=(0.9, 0.99),
             fused=True,
         )
-        outputs = _outputs(self._graph, self._decodes)
+        outputs = trained_outputs(self._graph, self._decodes)
         theirs = [v.name or "" for v in self._original.graph.outputs][: len(outputs)]
 
         def loss(feeds: Mapping[str, Any], inside: Sequence[str] = ()) -> tuple[Tensor, list[Tensor]]:
             """Of the outputs, and of each of some values that both graphs have."""
             given = {name: weight.value() for name, weight in zip(names, weights, strict=True)}
             constants = dict(zip(float_names, biases, strict=True))
-            with torch.no_grad(), _precision(how.precision):
+            with torch.no_grad(), precision(how.precision):
                 wanted = teacher.run(feeds, [*theirs, *inside])
-            with _precision(how.precision):
+            with precision(how.precision):
                 made = student.run(feeds, [*outputs, *inside], constants=constants, given=given)
             each = [_relative(made[name], wanted[name]) for name in inside]
             return self._loss([made[n] for n in outputs], [wanted[n] for n in theirs]), each
@@ -72,7 +72,7 @@ class CodeLearning(Learning):
             for step in range(how.steps):
                 self._progress(step, how.steps, "learning codes")
                 for group in optimizer.param_groups:
-                    group["lr"] = group["most"] * _schedule(step, how.steps)
+                    group["lr"] = group["most"] * schedule(step, how.steps)
                 for _ in range(how.batch):
                     total, each = loss(next(stream), inside)
                     if each:

@@ -48,7 +48,7 @@ class Learning:
         """Train constants on the outputs of the model as it came; the loss of each step."""
         assert self._original is not None
         student, teacher = Reference(self._graph), Reference(self._original)
-        outputs = _outputs(self._graph, self._decodes)
+        outputs = trained_outputs(self._graph, self._decodes)
         theirs = [v.name or "" for v in self._original.graph.outputs][: len(outputs)]
         weights = [_Trained(student.constant(value), value in masked, how.rank, how.seed) for value in values]
         names = [value.name or "" for value in values]
@@ -61,13 +61,13 @@ class Learning:
             for step in range(how.steps):
                 self._progress(step, how.steps, "distilling")
                 for group in optimizer.param_groups:
-                    group["lr"] = how.rate * _schedule(step, how.steps)
+                    group["lr"] = how.rate * schedule(step, how.steps)
                 total = 0.0
                 for _ in range(how.batch):
                     feeds = next(stream)
-                    with torch.no_grad(), _precision(how.precision):
+                    with torch.no_grad(), precision(how.precision):
                         wanted = teacher.run(feeds, theirs)
-                    with _precision(how.precision):
+                    with precision(how.precision):
                         constants = {name: weight.value() for name, weight in zip(names, weights, strict=True)}
                         made = student.run(feeds, outputs, constants=constants)
                     loss = self._loss([made[n] for n in outputs], [wanted[n] for n in theirs]) / how.batch
@@ -83,7 +83,7 @@ class Learning:
     def influence(self, places: Sequence[tuple[onnx_ir.Value, int]]) -> list[Array]:
         """Derivatives of the loss by factors on places of constants: for each axis [inputs, places]."""
         model = Reference(self._graph)
-        outputs = _outputs(self._graph, self._decodes)
+        outputs = trained_outputs(self._graph, self._decodes)
         bases = list(dict.fromkeys(value for value, _ in places))
         leaves = {value.name or "": model.constant(value).detach().requires_grad_() for value in bases}
         rows: list[list[Array]] = [[] for _ in places]
@@ -91,7 +91,7 @@ class Learning:
         generator = torch.Generator().manual_seed(0)
         for number, feeds in enumerate(self._calibration):
             self._progress(number, count, "gradients")
-            with torch.enable_grad(), _precision("auto"):
+            with torch.enable_grad(), precision("auto"):
                 made = model.run(feeds, outputs, constants=leaves)
                 first = made[outputs[0]].float()
                 if self._decodes:
@@ -146,20 +146,21 @@ class _Trained:
         return found if self._mask is None else found * self._mask
 
 
-def _outputs(graph: Graph, decodes: bool) -> list[str]:
+def trained_outputs(graph: Graph, decodes: bool) -> list[str]:
     """Names of the outputs that count: the logits of a language model, else all of floating point."""
     names = [v.name or "" for v in graph.graph.outputs if v.dtype is None or v.dtype.is_floating_point()]
     return names[:1] if decodes else names
 
 
-def _schedule(step: int, steps: int) -> float:
+def schedule(step: int, steps: int) -> float:
+    """The rate of a step relative to the highest: it rises, then falls."""
     warm = max(1, round(_WARM * steps))
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _precision(wanted: str) -> contextlib.AbstractContextManager[Any]:
+def precision(wanted: str) -> contextlib.AbstractContextManager[Any]:
     """Products in bfloat16 where that is wanted, or faster."""
     fast = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_amx_tile_supported()
     if wanted == "bfloat16" or (wanted == "auto" and fast):

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir
 
-from ...ir.errors import CalibrationError, OptionError
+from ...ir.errors import OptionError
 from ...ir.graph import SPARSITY, Graph, is_op, module_path, tensor_of
 from ...ir.rewrite import Editor
 from .. import selectors
 from ..base import Context, Outcome, Pass, Stage, Training
 from ..quantize.replace import take_place
 from ..quantize.targets import find
+from ..training import check_precision, without_data
 
 RULE = "distill"
 _SMALLEST = 1024
@@ -64,11 +65,7 @@ class Distill(Pass):
                 f"steps={self.steps!r}, batch={self.batch!r}, rank={self.rank!r}, rate={self.rate!r} cannot be",
                 where="Distill", fix="use steps=200, batch=1, rank=0, rate=1e-4",
             )  # fmt: skip
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise OptionError(
-                f"precision={self.precision!r} does not exist", where="Distill",
-                fix="use auto, float32 or bfloat16",
-            )  # fmt: skip
+        check_precision(self.precision, "Distill")
         value = self.include
         object.__setattr__(self, "include", (value,) if isinstance(value, str) else tuple(value))
         selectors.parse_all(self.include)
@@ -77,10 +74,7 @@ class Distill(Pass):
         """Train, and write the weights back."""
         outcome, edit = Outcome(), Editor(graph, RULE)
         if context.distill is None:
-            raise CalibrationError(
-                "calibration inputs are needed and none were given", where="Distill",
-                fix="pass calibration=batches, or --calibration FILE on the command line",
-            )  # fmt: skip
+            raise without_data("Distill")
         weights = [w for w in find(graph).weights if w.products and w.value.is_initializer()]
         nodes = [node for weight in weights for node in weight.products]
         chosen = selectors.selected(nodes, self.include, "products")

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir
 
-from ...ir.errors import CalibrationError, OptionError, UnsupportedError
+from ...ir.errors import OptionError, UnsupportedError
 from ...ir.graph import SPARSITY, Graph, attribute, is_op, module_path, tensor_of
 from ...ir.rewrite import Editor
 from .. import selectors
 from ..base import Coded, CodeTraining, Context, Outcome, Pass, Stage
+from ..training import check_precision, without_data
 from .beside import LEVELS, ORIGINAL
 from .rtn import Array
 from .tensors import small
@@ -77,11 +78,7 @@ class LearnCodes(Pass):
                 f"float_rate={self.float_rate!r}, hidden={self.hidden!r} cannot be",
                 where="LearnCodes", fix="use steps=200, batch=8, rate=0.003 and leave the others",
             )  # fmt: skip
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise OptionError(
-                f"precision={self.precision!r} does not exist", where="LearnCodes",
-                fix="use auto, float32 or bfloat16",
-            )  # fmt: skip
+        check_precision(self.precision, "LearnCodes")
         value = self.include
         object.__setattr__(self, "include", (value,) if isinstance(value, str) else tuple(value))
         selectors.parse_all(self.include)
@@ -90,10 +87,7 @@ class LearnCodes(Pass):
         """Train, and write codes, scales and float constants back."""
         outcome, edit = Outcome(), Editor(graph, RULE)
         if context.learn_codes is None:
-            raise CalibrationError(
-                "calibration inputs are needed and none were given", where="LearnCodes",
-                fix="pass calibration=batches, or --calibration FILE on the command line",
-            )  # fmt: skip
+            raise without_data("LearnCodes")
         for node in graph.graph:
             if is_op(node, "QuantizeLinear", "DynamicQuantizeLinear"):
                 raise UnsupportedError(
