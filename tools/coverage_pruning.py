@@ -29,7 +29,7 @@ from ..ir.infer import infer_graph
 from ..ir.rewrite import Editor
 from ..ir.verify import verify
 from ..passes import Canonicalize, Context, Recover
-from ..passes.prune.coupling import Coupling
+from ..passes.prune.analyse import analyse
 from ..passes.prune.remove import gone, remove
 from ..passes.prune.units import Group, find
 from .baseline import minilm_path
@@ -141,7 +141,7 @@ def masked(graph: Graph, group: Group, units: Sequence[int]) -> Graph:
 def removal_error(graph: Graph, number: int, feeds: Mapping[str, Array]) -> float:
     """How far removing units of one group is from masking them, relative to the largest output."""
     pruned = graph.clone()
-    coupling = Coupling(pruned)
+    coupling = analyse(pruned)
     group = find(coupling).groups[number]
     units = some_units(group)
     want = outputs(masked(pruned, group, units), feeds)
@@ -155,7 +155,7 @@ def removal_error(graph: Graph, number: int, feeds: Mapping[str, Array]) -> floa
 
 def measure(graph: Graph, feeds: Mapping[str, Array]) -> Row:
     """Analyse a graph and try every group."""
-    found = find(Coupling(graph.clone()))
+    found = find(analyse(graph.clone()))
     errors = [removal_error(graph, number, feeds) for number in range(len(found.groups))]
     kinds = [group.kind for group in found.groups]
     misses = dict.fromkeys(f"{where}: {reason}" for where, reason, _ in found.misses

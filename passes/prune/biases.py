@@ -10,7 +10,8 @@ import onnx_ir
 from ...ir.graph import is_op, sizes_of, tensor_of
 from ...ir.rewrite import Editor
 from ..base import Outcome
-from .coupling import Array, Coupling
+from .coupling import Coupling
+from .grids import Array
 from .readers import Readers, is_conv
 from .units import Place
 

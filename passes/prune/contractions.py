@@ -9,7 +9,8 @@ import onnx_ir
 
 from ...ir.graph import attribute, dims, rank, sizes_of, tensor_of
 from ...ir.rewrite import Editor
-from .coupling import Balance, Coupling, Fix, Grid, Keeps
+from .coupling import Coupling
+from .grids import Balance, Fix, Grid, Keeps
 from .pull import pull
 
 

@@ -11,106 +11,17 @@ Removing all atoms of a class gives the same outputs as setting the weights that
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir
 
-from ...ir.graph import Graph, all_nodes, dims, is_op, module_path, sizes_of, tensor_of
-from ...ir.symbolic import exact_div, known
-
-Array = np.ndarray[Any, Any]
-
-LARGEST_GRID = 1 << 22
-"""Places of a grid; a value of more along its axes is not followed."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The atom of each place of a value along some axes; along the others places do not differ.
-
-    An axis of symbolic size ``batch * heads`` has labels for the heads only: they repeat.
-
-    Attributes:
-        axes: ascending.
-        labels: int64 of the sizes of these axes.
-    """
-
-    axes: tuple[int, ...]
-    labels: Array
-
-    def along(self, axis: int) -> Array | None:
-        """The labels if this is the only axis."""
-        return self.labels if self.axes == (axis,) else None
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A constant of one reader that loses what its grid loses.
-
-    Attributes:
-        node: the reader.
-        index: which of its inputs.
-        axes: pairs of an axis of the constant and the position of that axis in the grid.
-        grid: of a value that the constant goes with.
-    """
-
-    node: onnx_ir.Node
-    index: int
-    axes: tuple[tuple[int, int], ...]
-    grid: Grid
-
-
-Keeps = tuple[Array, ...]
-"""For each axis of a grid, which places stay: bool."""
-
-
-@dataclass(frozen=True)
-class Fix:
-    """Something else of a node that must change with a grid: an attribute, a target shape.
-
-    Attributes:
-        node: to change.
-        grid: that decides.
-        change: called with what stays along each axis of the grid.
-    """
-
-    node: onnx_ir.Node
-    grid: Grid
-    change: Callable[[Any, Keeps], None]
-
-
-@dataclass(frozen=True)
-class Balance:
-    """Heads of queries that share heads of keys and values: each of these must keep as many.
-
-    Attributes:
-        node: the attention.
-        queries: an atom of each head of queries, ``[heads of keys, queries of each]``.
-        keys: an atom of each head of keys.
-    """
-
-    node: onnx_ir.Node
-    queries: Array
-    keys: Array
-
-
-@dataclass
-class Axis:
-    """An axis of a constant weight.
-
-    Attributes:
-        atoms: of its places.
-        reads: whether it is summed over: a product's input channels.
-    """
-
-    atoms: Array
-    reads: bool
+from ...ir.graph import Graph, dims, is_op, module_path, sizes_of, tensor_of
+from .grids import Array, Axis, Balance, Cut, Fix, Grid, Keeps, fits
 
 
 class Coupling:
-    """The analysis of one graph, which it does not change.
+    """What is known of one graph so far: rules of operators ask it and add to it, see :func:`.analyse.analyse`.
 
     Args:
         graph: to analyse.
@@ -119,8 +30,6 @@ class Coupling:
     """
 
     def __init__(self, graph: Graph, *, across_norms: bool = False) -> None:
-        from .rules import RULES, default
-
         self.graph, self.across_norms = graph, across_norms
         self.grids: dict[onnx_ir.Value, Grid] = {}
         self.weights: dict[onnx_ir.Value, dict[int, Axis]] = {}
@@ -138,27 +47,8 @@ class Coupling:
         self._parents: list[int] = []
         self._blocks: dict[int, tuple[str, str]] = {}
         self._used: set[tuple[onnx_ir.Node, int]] = set()
-        inner = {node for node in all_nodes(graph) if node.graph is not graph.graph}
-        for node in graph.graph:
-            rule = RULES.get(node.op_type, default) if is_op(node, node.op_type) else default
-            rule(self, node)
-            for value in node.inputs:
-                if value is not None and value in self.grids and any(_captured(node, value)):
-                    self.block(self.grids[value], f"a subgraph of {node.op_type} reads it", node)
-        for node in inner:
-            for value in node.inputs:
-                if value is not None and (value in self.grids or value in self.weights):
-                    self._block_value(value, f"{node.op_type} inside a subgraph reads it", node)
-        for value in graph.graph.outputs:
-            if value in self.grids:
-                self.block(self.grids[value], "it is an output of the model", value.producer())
-        for base in self.weights:
-            self._check_uses(base)
-        for value in self.pulled:
-            for use in value.uses():
-                if (use.node, use.idx) not in self.pulls:
-                    self.block(self.grids[value], f"{use.node.op_type} reads the mask of its heads, too", use.node)
-        self.parents = self._flat()
+        self.parents: Array = np.zeros(0, np.int64)
+        """The root of each atom, once :meth:`close` is called."""
 
     # Atoms.
 
@@ -206,8 +96,11 @@ class Coupling:
             found.setdefault(int(self.parents[atom]), why)
         return found
 
-    def _flat(self) -> Array:
-        return np.asarray([self.root(atom) for atom in range(len(self._parents))], np.int64)
+    def close(self) -> None:
+        """No more is united: weights that something else reads stay, and each atom knows its class."""
+        for base in self.weights:
+            self._check_uses(base)
+        self.parents = np.asarray([self.root(atom) for atom in range(len(self._parents))], np.int64)
 
     # Values.
 
@@ -239,7 +132,8 @@ class Coupling:
             if value is not None and value in self.grids:
                 self.block(self.grids[value], reason, node)
 
-    def _block_value(self, value: onnx_ir.Value, reason: str, node: onnx_ir.Node) -> None:
+    def block_value(self, value: onnx_ir.Value, reason: str, node: onnx_ir.Node) -> None:
+        """Nothing of a value can be removed, be it computed or a weight."""
         if value in self.grids:
             self.block(self.grids[value], reason, node)
         for axis in self.weights.get(value, {}).values():
@@ -315,18 +209,3 @@ class Coupling:
         for at, keep in enumerate(keeps):
             whole = whole & keep.reshape([-1 if a == at else 1 for a in range(stays.ndim)])
         return tuple(keeps) if (whole == stays).all() and all(keep.any() for keep in keeps) else None
-
-
-def fits(dim: int | onnx_ir.SymbolicDim, size: int) -> bool:
-    """Whether labels of ``size`` places go with a dimension: it has as many, or they repeat along it."""
-    return dim == size if isinstance(dim, int) else known(exact_div(dim, size))
-
-
-def _captured(node: onnx_ir.Node, value: onnx_ir.Value) -> list[bool]:
-    """One True for each subgraph of a node that reads a value (beside its inputs)."""
-    found = []
-    for attr in node.attributes.values():
-        if attr.type == onnx_ir.AttributeType.GRAPH:
-            inner = onnx_ir.traversal.RecursiveGraphIterator(attr.as_graph())
-            found.append(any(value in each.inputs for each in inner))
-    return [one for one in found if one]

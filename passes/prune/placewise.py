@@ -10,7 +10,8 @@ import onnx_ir
 from ...ir.graph import attribute, dims, is_op, rank, tensor_of
 from ...ir.rewrite import Editor
 from ...ir.traits import reduced_axes
-from .coupling import Array, Coupling, Fix, Grid, Keeps, fits
+from .coupling import Coupling
+from .grids import Array, Fix, Grid, Keeps, fits
 from .pull import pull
 
 

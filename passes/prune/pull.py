@@ -14,8 +14,10 @@ import onnx_ir
 
 from ...ir.graph import attribute, constant, dims, is_op, rank, tensor_of
 from ...ir.traits import Kind, kind
-from .coupling import Array, Coupling, Grid, fits
+from .coupling import Coupling
+from .grids import Array, Grid, fits
 from .regrid import Dim, stretches
+from .targets import reshaped
 
 
 @dataclass
@@ -49,8 +51,6 @@ def pull(c: Coupling, node: onnx_ir.Node, index: int, axis: int, labels: Array) 
         else:
             c.grids[value] = Grid((own,), labels)
             c.pulled.append(value)
-    from .movement import reshaped
-
     for reader, own in trail.expands:
         grid = Grid((own,), labels)
         c.add_fix(reader, grid, partial(reshaped, reader, grid, 1))

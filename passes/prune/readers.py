@@ -11,7 +11,8 @@ import onnx_ir
 from ...ir.graph import attribute, dims, is_op, sizes_of, tensor_of
 from ..base import Context
 from ..statistics import ChannelMoments, DirectionHessian, Moments
-from .coupling import Array, Coupling
+from .coupling import Coupling
+from .grids import Array
 from .units import Group, Place
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir
 
 from ...ir.symbolic import same
-from .coupling import LARGEST_GRID, Array, Grid
+from .grids import LARGEST_GRID, Array, Grid
 
 Dim = int | onnx_ir.SymbolicDim
 Stretch = tuple[tuple[int, int], tuple[int, int]]

@@ -12,7 +12,8 @@ from ...ir.graph import is_op, sizes_of, tensor_of
 from ...ir.rewrite import Editor
 from ...ir.symbolic import exact_div, mul
 from ...ir.weights import lazy
-from .coupling import Array, Coupling
+from .coupling import Coupling
+from .grids import Array
 
 SUFFIX = ".pruned"
 

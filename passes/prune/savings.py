@@ -8,7 +8,8 @@ import onnx_ir
 from ...ir.errors import UnsupportedError
 from ...ir.graph import dims, is_op, sizes_of, tensor_of
 from ..base import Context
-from .coupling import Array, Coupling
+from .coupling import Coupling
+from .grids import Array
 from .units import Group
 
 MEASURES = ("parameters", "flops", "time")

@@ -17,7 +17,7 @@ from ..rotate import fold
 from ..rotate.rotate import rotate_stream
 from ..rotate.stream import Stream, find
 from ..statistics import DirectionHessian
-from .coupling import Coupling
+from .analyse import analyse
 from .remove import gone, remove
 
 RULE = "slice the hidden size"
@@ -98,7 +98,7 @@ def _slice(graph: Graph, edit: Editor, stream: Stream, size: int, context: Conte
     powers, q = powers[order], vectors[:, order]
     rotate_stream(edit, stream, q)
     infer_graph(graph)
-    coupling = Coupling(graph, across_norms=True)
+    coupling = analyse(graph, across_norms=True)
     value = stream.norms[0].node.inputs[0]
     grid = None if value is None else coupling.grid(value)
     if grid is None or grid.labels.shape != (stream.size,):
@@ -115,7 +115,7 @@ def _slice(graph: Graph, edit: Editor, stream: Stream, size: int, context: Conte
     for norm in stream.norms:
         fold.replace(edit, norm.node, 1, lambda w: w * factor)
     # The constants that were replaced are others now.
-    coupling = Coupling(graph, across_norms=True)
+    coupling = analyse(graph, across_norms=True)
     grid = coupling.grid(value)
     assert grid is not None
     roots = [int(coupling.parents[atom]) for atom in grid.labels[size:]]

@@ -17,8 +17,10 @@ from .. import selectors
 from ..base import Context, Outcome, Pass, Stage
 from . import importance
 from .allocate import Steps, globally, share_of, uniformly
+from .analyse import analyse
 from .biases import Biases
-from .coupling import Array, Coupling
+from .coupling import Coupling
+from .grids import Array
 from .importance import Order
 from .readers import Readers
 from .remove import gone, remove
@@ -145,7 +147,7 @@ class _Run:
 
     def run(self) -> Outcome:
         infer_graph(self.graph)
-        coupling = Coupling(self.graph)
+        coupling = analyse(self.graph)
         heads: Literal["auto", "query", "shared"] = self.options.heads  # type: ignore[assignment]
         found = find(coupling, heads)
         for where, reason, count in found.misses:

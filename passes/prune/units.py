@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir
 
 from ...ir.graph import module_path
-from .coupling import Array, Coupling, Grid
+from .coupling import Coupling
+from .grids import Array, Grid
 
 Kind = Literal["channels", "heads"]
 Heads = Literal["auto", "query", "shared"]

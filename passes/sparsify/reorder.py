@@ -10,7 +10,9 @@ import onnx_ir
 from ...ir.graph import Graph, module_path, tensor_of
 from ...ir.rewrite import Editor
 from ..base import Outcome
-from ..prune.coupling import Array, Coupling
+from ..prune.analyse import analyse
+from ..prune.coupling import Coupling
+from ..prune.grids import Array
 from ..prune.units import Group, find
 from ..quantize.targets import Weight
 from .pattern import Pattern
@@ -33,7 +35,7 @@ def reorder(
         pattern: N:M.
         outcome: gets the remarks.
     """
-    coupling = Coupling(graph)
+    coupling = analyse(graph)
     scores = {id(weight.value): (weight, score) for weight, score in ranked}
     done: set[int] = set()
     for group in find(coupling).groups:

@@ -11,7 +11,7 @@ import pytest
 from burnish.ir.rewrite import Editor
 from burnish.ir.verify import verify
 from burnish.passes.base import Context
-from burnish.passes.prune.coupling import Coupling
+from burnish.passes.prune.analyse import analyse
 from burnish.passes.prune.remove import gone, remove
 from burnish.passes.prune.savings import Savings
 from burnish.passes.prune.units import find
@@ -38,7 +38,7 @@ def test_families(name: str, heads: int, channels: int) -> None:
 def test_a_chain_of_products(parse: Parse) -> None:
     graph = parse("g (float[T, 8] x) => (float[T, 6] y) { a = MatMul(x, w1) b = Relu(a) y = MatMul(b, w2) }",
                   w1=(8, 10), w2=(10, 6))  # fmt: skip
-    coupling = Coupling(graph)
+    coupling = analyse(graph)
     found = find(coupling)
     assert [len(group) for group in found.groups] == [10]
     assert any("output of the model" in reason and count == 6 for _, reason, count in found.misses)
@@ -64,7 +64,7 @@ def test_what_stands_in_the_way(parse: Parse, text: str, reason: str | None) -> 
         weights["k"] = np.asarray([10])
     inputs = "float[T, 8] x, float[T, 10] x10" if "x10" in text else "float[T, 8] x"
     extra = ", float[T, 10] z" if "z =" in text else ""
-    found = find(Coupling(parse(f"g ({inputs}) => (float[T, 6] y{extra}) {{ {text} }}", **weights)))
+    found = find(analyse(parse(f"g ({inputs}) => (float[T, 6] y{extra}) {{ {text} }}", **weights)))
     assert not found.groups
     assert any((reason or "output of the model") in why for _, why, _ in found.misses)
 
@@ -90,11 +90,11 @@ def test_a_bias_made_of_constants_loses_its_heads(parse: Parse) -> None:
         .format(bias="u = ReduceSum<keepdims=1>(given, s6) m = Mul(u, slopes)")
     )
     graph = parse(made, **weights, s6=np.asarray([1]))
-    groups = find(Coupling(graph)).groups
+    groups = find(analyse(graph)).groups
     assert [len(group) for group in groups] == [4]
     assert removal_error(graph, 0, feeds) <= TOLERANCE
     graph = parse(text.replace("T,", "5,").replace("T]", "5]").format(bias="m = Mul(given, slopes)"), **weights)
-    found = find(Coupling(graph))
+    found = find(analyse(graph))
     assert not found.groups and any("whose channels cannot go" in why for _, why, _ in found.misses)
 
 
@@ -104,7 +104,7 @@ def test_a_weight_that_something_else_reads_stays(parse: Parse) -> None:
         "s = ReduceSum<keepdims=0>(w1, axis) }",
         w1=(8, 10), w2=(10, 6), axis=np.asarray([0]),
     )  # fmt: skip
-    found = find(Coupling(graph))
+    found = find(analyse(graph))
     assert not found.groups and any("reads the weight, too" in why for _, why, _ in found.misses)
 
 
@@ -115,7 +115,7 @@ def test_a_shared_constant_is_cut_for_its_reader_only(parse: Parse, outputs: Out
         "d = Add(c, bias) e = Tanh(d) y = MatMul(e, w3) }",
         w1=(8, 10), w2=(10, 10), w3=(10, 6), bias=(10,),
     )  # fmt: skip
-    coupling = Coupling(graph)
+    coupling = analyse(graph)
     groups = find(coupling).groups
     assert [len(group) for group in groups] == [10, 10]
     feeds = {"x": np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)}
@@ -159,5 +159,5 @@ def test_random_graphs(parse: Parse, outputs: Outputs, steps: list[str], seed: i
     lines.append(f"y = MatMul({value}, last)")
     graph = parse(f"g (float[T, 8] x) => (float[T, 5] y) {{ {' '.join(lines)} }}", **weights)
     feeds = {"x": np.random.default_rng(seed).standard_normal((4, 8)).astype(np.float32)}
-    for number in range(len(find(Coupling(graph.clone())).groups)):
+    for number in range(len(find(analyse(graph.clone())).groups)):
         assert removal_error(graph, number, feeds) < 1e-4  # float32 sums over six products in another order

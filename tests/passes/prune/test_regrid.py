@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir
-from burnish.passes.prune.coupling import Grid
+from burnish.passes.prune.grids import Grid
 from burnish.passes.prune.regrid import regrid, stretches
 from hypothesis import given
 from hypothesis import strategies as st
