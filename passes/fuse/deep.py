@@ -9,37 +9,34 @@ The parts are found by following data from the attention, not by names; what was
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import onnx_ir
 
 from ...ir.graph import is_op, tensor_of
 from .block_types import BlockType
-
-if TYPE_CHECKING:
-    from .planner import Planner
+from .blocking import Blocking
 
 _DEPTH = 4
 """Blocks without a product that may lie between two parts of a layer."""
 
 
-def deepen(planner: Planner) -> tuple[int, list[tuple[onnx_ir.Node, str]]]:
+def deepen(blocking: Blocking) -> tuple[int, list[tuple[onnx_ir.Node, str]]]:
     """Make four blocks of each layer that is recognized: (layers, near misses with reasons)."""
     layers = 0
     missed: list[tuple[onnx_ir.Node, str]] = []
-    for node in [member for member, info in enumerate(planner.infos) if _scores(info.node)]:
-        core = _Layer(planner, planner.quotient.home[node])
+    for node in [member for member, info in enumerate(blocking.infos) if _scores(info.node)]:
+        core = _Layer(blocking, blocking.quotient.home[node])
         parts = core.parts()
         if isinstance(parts, str):
-            missed.append((planner.infos[node].node, parts))
+            missed.append((blocking.infos[node].node, parts))
             continue
-        together = [sorted(n for name in part for n in planner.quotient.members[name]) for part in parts]
+        together = [sorted(n for name in part for n in blocking.quotient.members[name]) for part in parts]
         taken = {name for part in parts for name in part}
-        rest = [group for name, group in planner.quotient.members.items() if name not in taken]
-        if planner.rebuild([*rest, *together]):
+        rest = [group for name, group in blocking.quotient.members.items() if name not in taken]
+        if blocking.rebuild([*rest, *together]):
             layers += 1
         else:
-            missed.append((planner.infos[node].node, "its blocks would wait for each other"))
+            missed.append((blocking.infos[node].node, "its blocks would wait for each other"))
     return layers, missed
 
 
@@ -82,8 +79,8 @@ def _constant(value: onnx_ir.Value | None, depth: int = 4) -> bool:
 class _Layer:
     """The blocks around one attention."""
 
-    def __init__(self, planner: Planner, core: int) -> None:
-        self._planner, self._quotient, self._core = planner, planner.quotient, core
+    def __init__(self, blocking: Blocking, core: int) -> None:
+        self._blocking, self._quotient, self._core = blocking, blocking.quotient, core
 
     def parts(self) -> list[set[int]] | str:
         """The blocks of the four parts; why there are none."""
@@ -115,13 +112,13 @@ class _Layer:
         return [first, attention, {after[0], second[0], *feed, *inner}, {last[0]}]
 
     def _kind(self, name: int) -> BlockType:
-        return self._planner.types[name]
+        return self._blocking.types[name]
 
     def _nodes(self, name: int) -> list[onnx_ir.Node]:
-        return [self._planner.infos[member].node for member in self._quotient.members[name]]
+        return [self._blocking.infos[member].node for member in self._quotient.members[name]]
 
     def _products(self, name: int) -> list[onnx_ir.Node]:
-        members = (self._planner.infos[member] for member in self._quotient.members[name])
+        members = (self._blocking.infos[member] for member in self._quotient.members[name])
         return [info.node for info in members if info.type is BlockType.CONTRACTION]
 
     def _weighs(self, name: int) -> bool:
@@ -185,10 +182,10 @@ class _Layer:
         """Whether what goes into the product of block ``b`` comes from block ``a``; what is added behind it may."""
         members = self._quotient.members[b]
         inside = set(members)
-        stack = [n for n in members if self._planner.infos[n].type is BlockType.CONTRACTION]
+        stack = [n for n in members if self._blocking.infos[n].type is BlockType.CONTRACTION]
         seen = set(stack)
         while stack:
-            for need in self._planner.needs[stack.pop()]:
+            for need in self._blocking.needs[stack.pop()]:
                 home = self._quotient.home[need]
                 if home != b and (home == a or self._quotient.reaches(a, home)):
                     return True

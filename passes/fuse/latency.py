@@ -43,18 +43,27 @@ class Latencies:
     def seconds(self, nodes: Sequence[onnx_ir.Node], opsets: dict[str, int], sizes: Sizes) -> float | None:
         """Seconds of ``nodes``, in topological order, as one block; None where nothing is known."""
         key = self.key(nodes, sizes)
-        known = self._table.get(key)
+        known = self.find(key)
         if known is not None:
-            self.found += 1
             return known
         if self._measure is None:
             self.missing += 1
             return None
         taken = self._measure(as_model(nodes, opsets, sizes))
-        self.measured += 1
-        self._table[key] = taken
-        self._dirty = True
+        self.keep(key, taken)
         return taken
+
+    def find(self, key: str) -> float | None:
+        """Seconds that are in the table."""
+        known = self._table.get(key)
+        self.found += known is not None
+        return known
+
+    def keep(self, key: str, seconds: float) -> None:
+        """Put what was measured into the table."""
+        self.measured += 1
+        self._table[key] = seconds
+        self._dirty = True
 
     def key(self, nodes: Sequence[onnx_ir.Node], sizes: Sizes) -> str:
         """The machine, the operators and a digest of pattern and sizes."""

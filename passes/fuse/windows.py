@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from .block_types import BlockType
+from .blocking import Blocking
 from .quotient import bits
-
-if TYPE_CHECKING:
-    from .planner import Planner
 
 WINDOW = 9
 """Nodes of a window."""
@@ -19,7 +16,7 @@ _LEAST = 1e-8
 """Seconds that are worth a change."""
 
 
-def search(planner: Planner, nodes: Sequence[int]) -> tuple[float, list[list[int]]]:
+def search(blocking: Blocking, nodes: Sequence[int]) -> tuple[float, list[list[int]]]:
     """The cheapest way to cut ``nodes`` into legal blocks: (seconds, blocks in an order in which they can run).
 
     Blocks run one after another, so what has run is always closed under predecessors: the search goes from one such set
@@ -27,17 +24,17 @@ def search(planner: Planner, nodes: Sequence[int]) -> tuple[float, list[list[int
     Predecessors outside ``nodes`` count as having run.
     """
     number = {node: index for index, node in enumerate(nodes)}
-    needs = [sum(1 << number[need] for need in planner.needs[node] if need in number) for node in nodes]
+    needs = [sum(1 << number[need] for need in blocking.needs[node] if need in number) for node in nodes]
     count = len(needs)
     closed = [mask for mask in range(1 << count) if all(needs[node] & ~mask == 0 for node in bits(mask))]
-    near = _neighbours(planner, nodes, number)
+    near = _neighbours(blocking, nodes, number)
     costs: dict[int, float | None] = {}
 
     def cost(mask: int) -> float | None:
         if mask not in costs:
             members = [nodes[index] for index in bits(mask)]
-            legal = len(members) == 1 or (_linked(mask, near) and _legal(planner, members))
-            costs[mask] = planner.cost(members) if legal else None
+            legal = len(members) == 1 or (_linked(mask, near) and _legal(blocking, members))
+            costs[mask] = blocking.cost(members) if legal else None
         return costs[mask]
 
     full = (1 << count) - 1
@@ -62,12 +59,12 @@ def search(planner: Planner, nodes: Sequence[int]) -> tuple[float, list[list[int
     return best[0][0], blocks
 
 
-def _neighbours(planner: Planner, nodes: Sequence[int], number: dict[int, int]) -> list[int]:
+def _neighbours(blocking: Blocking, nodes: Sequence[int], number: dict[int, int]) -> list[int]:
     """By node, those that it reads, that read it, or that read what it reads, as bit sets."""
     near = [0] * len(nodes)
     readers: dict[int, list[int]] = {}
     for index, node in enumerate(nodes):
-        for need in planner.needs[node]:
+        for need in blocking.needs[node]:
             readers.setdefault(need, []).append(index)
             if need in number:
                 near[index] |= 1 << number[need]
@@ -90,40 +87,40 @@ def _linked(mask: int, near: Sequence[int]) -> bool:
     return seen == mask
 
 
-def _legal(planner: Planner, members: Sequence[int]) -> bool:
+def _legal(blocking: Blocking, members: Sequence[int]) -> bool:
     alone = (BlockType.OPAQUE, BlockType.HOST)
-    return not any(planner.infos[member].type in alone for member in members) and planner.objection(members) is None
+    return not any(blocking.infos[member].type in alone for member in members) and blocking.objection(members) is None
 
 
-def improve(planner: Planner) -> None:
+def improve(blocking: Blocking) -> None:
     """Plan windows of the graph anew as long as that saves: neighbouring blocks of few nodes together."""
     left = BUDGET
     seen: set[tuple[int, ...]] = set()
-    pending = list(planner.quotient.members)
+    pending = list(blocking.quotient.members)
     while pending and left:
         block = pending.pop()
-        if block not in planner.quotient.members:
+        if block not in blocking.quotient.members:
             continue
-        window = _window(planner, block)
-        nodes = sorted(node for name in window for node in planner.quotient.members[name])
+        window = _window(blocking, block)
+        nodes = sorted(node for name in window for node in blocking.quotient.members[name])
         if len(window) < 2 or tuple(nodes) in seen:
             continue
         seen.add(tuple(nodes))
         left -= 1
-        now = sum(planner.cost(planner.quotient.members[name]) for name in window)
-        seconds, blocks = search(planner, nodes)
+        now = sum(blocking.cost(blocking.quotient.members[name]) for name in window)
+        seconds, blocks = search(blocking, nodes)
         if seconds > now - _LEAST:
             continue
-        rest = [group for name, group in planner.quotient.members.items() if name not in window]
-        if planner.rebuild([*rest, *blocks]):
-            pending += [planner.quotient.home[node] for node in nodes]
+        rest = [group for name, group in blocking.quotient.members.items() if name not in window]
+        if blocking.rebuild([*rest, *blocks]):
+            pending += [blocking.quotient.home[node] for node in nodes]
 
 
-def _window(planner: Planner, block: int) -> list[int]:
+def _window(blocking: Blocking, block: int) -> list[int]:
     """A block and neighbours, and theirs, as long as there are no more than ``WINDOW`` nodes."""
-    quotient = planner.quotient
+    quotient = blocking.quotient
     alone = (BlockType.OPAQUE, BlockType.HOST)
-    if planner.types[block] in alone:
+    if blocking.types[block] in alone:
         return []
     window, size = [block], len(quotient.members[block])
     for center in window:
@@ -131,7 +128,7 @@ def _window(planner: Planner, block: int) -> list[int]:
         around |= {other for need in quotient.before[center] for other in quotient.after[need]}
         for other in sorted(around - set(window), key=lambda name: (len(quotient.members[name]), name)):
             more = len(quotient.members[other])
-            if planner.types[other] not in alone and size + more <= WINDOW:
+            if blocking.types[other] not in alone and size + more <= WINDOW:
                 window.append(other)
                 size += more
     return window

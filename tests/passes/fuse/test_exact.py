@@ -9,10 +9,11 @@ import onnx_ir
 import pytest
 from burnish.ir.errors import UnsupportedError
 from burnish.ir.infer import infer_graph
+from burnish.passes.fuse.blocking import Blocking
 from burnish.passes.fuse.cost_model import CPU, GPU, Machine
 from burnish.passes.fuse.exact import LARGEST, best_partition
 from burnish.passes.fuse.partition import check
-from burnish.passes.fuse.planner import Planner, plan
+from burnish.passes.fuse.planner import plan
 
 NEAR = 1.05
 """Greedy cost over exact cost that is allowed."""
@@ -20,9 +21,9 @@ NEAR = 1.05
 
 def compare(model: onnx_ir.Model, machine: Machine) -> float:
     """Greedy over exact; 1 where both cost nothing."""
-    planner = Planner(model, machine)
-    exact, groups = best_partition(planner)
-    check(model, [[planner.infos[member].node for member in group] for group in groups])
+    blocking = Blocking(model, machine)
+    exact, groups = best_partition(blocking)
+    check(model, [[blocking.infos[member].node for member in group] for group in groups])
     greedy = plan(model, machine=machine).seconds
     return greedy / exact if exact else 1.0
 
@@ -33,15 +34,15 @@ def test_the_best_plan_of_a_small_graph() -> None:
     a = Relu(x) p = MatMul(a, w) s = Sigmoid(p) m = Mul(p, s) q = MatMul(m, w) y = Add(q, x) }"""
     model = onnx_ir.from_proto(onnx.parser.parse_model(text))
     infer_graph(model)
-    planner = Planner(model)
-    seconds, groups = best_partition(planner)
+    blocking = Blocking(model)
+    seconds, groups = best_partition(blocking)
     assert len(groups) == 2  # two products
-    assert seconds == pytest.approx(planner.total(groups), abs=1e-11) == pytest.approx(plan(model).seconds, abs=1e-11)
+    assert seconds == pytest.approx(blocking.total(groups), abs=1e-11) == pytest.approx(plan(model).seconds, abs=1e-11)
 
 
 def test_large_graphs_are_refused(network: Callable[[int, int], onnx_ir.Model]) -> None:
     with pytest.raises(UnsupportedError, match=str(LARGEST)):
-        best_partition(Planner(network(0, 40)))
+        best_partition(Blocking(network(0, 40)))
 
 
 def graphs(network: Callable[[int, int], onnx_ir.Model], seeds: range) -> list[onnx_ir.Model]:

@@ -17,10 +17,11 @@ from burnish.ir.verify import verify
 from burnish.passes import Fuse
 from burnish.passes.base import Context
 from burnish.passes.fuse.block_types import TABLE, BlockType, Verdict, classify, fused
+from burnish.passes.fuse.blocking import Blocking
 from burnish.passes.fuse.cost_model import CPU, GPU
 from burnish.passes.fuse.fuse import BLOCK, ROLE
 from burnish.passes.fuse.latency import Latencies, as_model, pattern
-from burnish.passes.fuse.planner import Planner, plan
+from burnish.passes.fuse.planner import plan
 from burnish.passes.fuse.resources import REGISTERS, estimate
 from burnish.passes.fuse.sizes import Sizes
 from burnish.passes.fuse.structure import describe
@@ -123,21 +124,21 @@ def test_blocks_are_no_larger_than_registers_allow() -> None:
     text = " ".join(f"{name} = Exp(x{n})" for n, name in enumerate(names))
     inputs = ", ".join(f"float[1024] x{n}" for n in range(40))
     model = parsed(f"({inputs}) => (float[1024] y) {{ {text} y = Sum({', '.join(names)}) }}")
-    planner = Planner(model)
-    assert planner.objection(range(41)) is None  # a smaller tile
-    found = estimate(planner.infos, 40, [planner.infos[-1].node.outputs[0]])
+    blocking = Blocking(model)
+    assert blocking.objection(range(41)) is None  # a smaller tile
+    found = estimate(blocking.infos, 40, [blocking.infos[-1].node.outputs[0]])
     assert found.tile < (1024,) and found.registers <= REGISTERS
-    assert estimate(planner.infos, 80, []).objection == "80 tensors in one kernel"
+    assert estimate(blocking.infos, 80, []).objection == "80 tensors in one kernel"
 
 
 def test_costs_count_what_is_computed_again() -> None:
     text = "(float[1, 64] x) => (float[4096, 64] y) <int64[2] s = {4096, 64}> { a = Erf(x) y = Expand(a, s) }"
-    planner = Planner(parsed(text), CPU)
-    both = planner.cost([0, 1])
+    blocking = Blocking(parsed(text), CPU)
+    both = blocking.cost([0, 1])
     assert both - CPU.launch > 4096 * 64 * 8 / CPU.arithmetic * 0.99
-    assert planner.gain(0, 1) is None
-    assert planner.reasons == {"one-to-one before one-to-many does not pay": 1}
-    view = Planner(parsed("(float[4] x) => (float[2, 2] y) <int64[2] s = {2, 2}> { y = Reshape(x, s) }"), GPU)
+    assert blocking.gain(0, 1) is None
+    assert blocking.reasons == {"one-to-one before one-to-many does not pay": 1}
+    view = Blocking(parsed("(float[4] x) => (float[2, 2] y) <int64[2] s = {2, 2}> { y = Reshape(x, s) }"), GPU)
     assert view.cost([0]) == 0
 
 
