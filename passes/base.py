@@ -143,6 +143,15 @@ axis, at 1: [inputs, places]. The loss is that of a language model, or, for othe
 numbers."""
 
 
+def without_data(where: str) -> CalibrationError:
+    """The error of a pass that cannot work without calibration inputs."""
+    return CalibrationError(
+        "calibration inputs are needed and none were given",
+        where=where,
+        fix="pass calibration=batches, or --calibration FILE on the command line",
+    )
+
+
 class Stage(enum.IntEnum):
     """When a pass runs; a list of passes must not go backwards.
 
@@ -257,11 +266,7 @@ class Context:
         """
         observe = self.observe or (self.observe_made_up if made_up else None)
         if observe is None:
-            raise CalibrationError(
-                "calibration inputs are needed and none were given",
-                where="calibration=",
-                fix="pass calibration=batches, or --calibration FILE on the command line",
-            )
+            raise without_data("calibration=")
         return observe(values, observer)
 
 

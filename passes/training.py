@@ -1,8 +1,8 @@
-"""What the passes that train share: how exactly they compute, and what they say without data."""
+"""What the passes that train share: how exactly they compute."""
 
 from __future__ import annotations
 
-from ..ir.errors import CalibrationError, OptionError
+from ..ir.errors import OptionError
 
 
 def check_precision(precision: str, where: str) -> None:
@@ -13,12 +13,3 @@ def check_precision(precision: str, where: str) -> None:
     """
     if precision not in ("auto", "float32", "bfloat16"):
         raise OptionError(f"precision={precision!r} does not exist", where=where, fix="use auto, float32 or bfloat16")
-
-
-def without_data(where: str) -> CalibrationError:
-    """The error of a pass that cannot work without calibration inputs."""
-    return CalibrationError(
-        "calibration inputs are needed and none were given",
-        where=where,
-        fix="pass calibration=batches, or --calibration FILE on the command line",
-    )

@@ -12,10 +12,10 @@ from ...ir.errors import OptionError
 from ...ir.graph import SPARSITY, Graph, is_op, module_path, tensor_of
 from ...ir.rewrite import Editor
 from .. import selectors
-from ..base import Context, Outcome, Pass, Stage, Training
+from ..base import Context, Outcome, Pass, Stage, Training, without_data
 from ..quantize.replace import take_place
 from ..quantize.targets import find
-from ..training import check_precision, without_data
+from ..training import check_precision
 
 RULE = "distill"
 _SMALLEST = 1024

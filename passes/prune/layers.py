@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir
 
-from ...ir.errors import CalibrationError, OptionError, nearest
+from ...ir.errors import OptionError, nearest
 from ...ir.graph import Graph, dims, is_op, module_path, tensor_of
 from ...ir.rewrite import Editor
 from ...ir.symbolic import same
 from .. import selectors
-from ..base import Context, Outcome, Pass, Stage
+from ..base import Context, Outcome, Pass, Stage, without_data
 from ..statistics import Moments
 
 RULE = "drop layers"
@@ -94,10 +94,7 @@ class DropLayers(Pass):
             outcome.missed("", "no layer is dropped: there is no residual branch that can go")
             return outcome
         if not context.has_calibration or (self.metric == "loss" and context.trial is None):
-            raise CalibrationError(
-                "calibration inputs are needed and none were given", where="DropLayers",
-                fix="pass calibration=batches, or --calibration FILE on the command line",
-            )  # fmt: skip
+            raise without_data("DropLayers")
         edit = Editor(graph, RULE)
         scores = similarities(left, context) if self.metric == "similarity" else []
         for number in range(min(self.count, len(left))):

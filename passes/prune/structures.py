@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 import onnx_ir
 
-from ...ir.errors import CalibrationError, OptionError, nearest
+from ...ir.errors import OptionError, nearest
 from ...ir.graph import Graph
 from ...ir.infer import infer_graph
 from ...ir.rewrite import Editor
 from .. import selectors
-from ..base import Context, Outcome, Pass, Stage
+from ..base import Context, Outcome, Pass, Stage, without_data
 from . import importance
 from .allocate import Steps, globally, share_of, uniformly
 from .analyse import analyse
@@ -209,10 +209,7 @@ class _Run:
             return
         if self.context.influence is None:
             if self.metric != "obs":
-                raise CalibrationError(
-                    "calibration inputs are needed and none were given", where="PruneStructures",
-                    fix="pass calibration=batches, or --calibration FILE on the command line",
-                )  # fmt: skip
+                raise without_data("PruneStructures")
             return
         places = list(dict.fromkeys(place for group in groups for place in group.reads))
         rows = dict(zip(places, self.context.influence(places), strict=True))

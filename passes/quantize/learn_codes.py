@@ -12,8 +12,8 @@ from ...ir.errors import OptionError, UnsupportedError
 from ...ir.graph import SPARSITY, Graph, attribute, is_op, module_path, tensor_of
 from ...ir.rewrite import Editor
 from .. import selectors
-from ..base import Coded, CodeTraining, Context, Outcome, Pass, Stage
-from ..training import check_precision, without_data
+from ..base import Coded, CodeTraining, Context, Outcome, Pass, Stage, without_data
+from ..training import check_precision
 from .beside import LEVELS, ORIGINAL
 from .rtn import Array
 from .tensors import small
