@@ -111,6 +111,7 @@ def _codes(device: str, dtype: torch.dtype, large: bool) -> Iterator[Case]:
     ):
         w, bias = torch.randn(2 * n, k, device=device).to(dtype), torch.randn(2 * n, device=device).to(dtype)
         x = torch.randn(rows, k, device=device).to(dtype)
+        gate = fused.Epilogue("silu", gated=True)
         rising = tuple((i - 8) ** 3 / 512 for i in range(16))
         four = {
             "w4 g32": codes.quantize4(w, 32), "w4 zeros g64": codes.quantize4(w, 64, symmetric=False),
@@ -121,7 +122,6 @@ def _codes(device: str, dtype: torch.dtype, large: bool) -> Iterator[Case]:
             yield Case(_named(f"{name} {rows} rows", dtype),
                        lambda x=x, p=packed, b=bias, want=want: (quantized.w4a16(x, p, b), want), limit)  # fmt: skip
             if name == "w4 g32":
-                gate = fused.Epilogue("silu", gated=True)
                 yield Case(_named(f"{name} gated {rows} rows", dtype),
                            lambda x=x, p=packed, b=bias, want=want, gate=gate, n=n: (
                                quantized.w4a16(x, p, b, epilogue=gate), F.silu(want[:, :n]) * want[:, n:]),
@@ -139,6 +139,14 @@ def _codes(device: str, dtype: torch.dtype, large: bool) -> Iterator[Case]:
             yield Case(_named(f"{name} {rows} rows", dtype),
                        lambda x=x, p=coded, b=bias, want=want, m=more: (
                            quantized.w8a16(x, p, b, epilogue=fused.residual(m)), want), limit)  # fmt: skip
+            if name == "w8":
+                plain = x.double() @ _wide8(coded).T + bias.double()
+                yield Case(_named(f"{name} gated {rows} rows", dtype),
+                           lambda x=x, p=coded, b=bias, want=plain, gate=gate, n=n: (
+                               quantized.w8a16(x, p, b, epilogue=gate), F.silu(want[:, :n]) * want[:, n:]),
+                           2 * limit)  # fmt: skip
+        yield Case(_named(f"w8a8 zeros {rows} rows", dtype),
+                   lambda x=x, w=w, b=bias, dtype=dtype: _with_zeros(x, w, b, dtype), limit)  # fmt: skip
         for kind in ("integer", "float"):
             yield Case(_named(f"w8a8 {kind} {rows} rows", dtype),
                        lambda x=x, w=w, b=bias, kind=kind, dtype=dtype: _scaled(x, w, b, kind, dtype),
@@ -153,6 +161,19 @@ def _scaled(x: Tensor, w: Tensor, bias: Tensor, kind: str, dtype: torch.dtype) -
     got = quantized.scaled(a, a_scales, b, b_scales, bias, dtype=dtype)
     left, right = a.double() * a_scales.double()[:, None], b.double() * b_scales.double()[:, None]
     return got, left @ right.T + bias.double()
+
+
+def _with_zeros(x: Tensor, w: Tensor, bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    b, b_scales = quantized.quantize_rows(w)
+    a = torch.randint(-128, 128, x.shape, dtype=torch.int8, device=x.device)
+    zeros = torch.randint(-128, 128, (len(x), 1), dtype=torch.int8, device=x.device)
+    scales = torch.rand(len(x), 1, device=x.device) / 64
+    sums = b.sum(1, dtype=torch.int32)
+    gate = fused.Epilogue("silu", gated=True)
+    got = quantized.scaled(a, scales, b, b_scales, bias, zeros=(zeros, sums), dtype=dtype, epilogue=gate)
+    left = (a.double() - zeros.double()) * scales.double()
+    want = left @ (b.double() * b_scales.double()[:, None]).T + bias.double()
+    return got, F.silu(want[:, : len(w) // 2]) * want[:, len(w) // 2 :]
 
 
 def _wide4(packed: codes.Codes4) -> Tensor:
@@ -201,6 +222,8 @@ def reference_attention(
         scores = q[b, :, :used_q].double() @ keys.transpose(-1, -2) / math.sqrt(d)
         if soft_cap is not None:
             scores = soft_cap * torch.tanh(scores / soft_cap)
+        if bias is not None and bias.dtype == torch.bool:
+            bias = torch.zeros(bias.shape, device=q.device).masked_fill(~bias, -math.inf)
         if bias is not None:
             scores = scores + bias.expand(batch, heads, queries, k.shape[2])[b, :, :used_q, :used_k].double()
         at_q = torch.arange(used_q, device=q.device)[:, None] + used_k - used_q
@@ -230,6 +253,7 @@ def _attention(device: str, dtype: torch.dtype, large: bool) -> Iterator[Case]:
         forms: dict[str, dict[str, object]] = {
             "full": {}, "causal": {"causal": True}, "window": {"causal": True, "window": 9}, "bias": {"bias": bias},
             "lengths": {"causal": True, **lengths}, "soft cap": {"causal": True, "soft_cap": 5.0},
+            "mask": {"bias": bias > 0},
         }  # fmt: skip
         for form, options in forms.items():
             yield Case(_named(f"attention {form} d{d}", dtype),
@@ -248,6 +272,7 @@ def _attention(device: str, dtype: torch.dtype, large: bool) -> Iterator[Case]:
         decodings: dict[str, dict[str, Any]] = {
             "": {}, "window": {"window": 9}, "lengths": {"lengths": lengths["lengths_k"]},
             "split": {"lengths": lengths["lengths_k"], "splits": 4}, "bias": {"bias": bias[:, :1, :2]},
+            "mask": {"bias": bias[:, :1, :2] > 0},
         }  # fmt: skip
         for form, options in decodings.items():
             right: dict[str, Any] = {key: value for key, value in options.items() if key in ("window", "bias")}
@@ -272,15 +297,24 @@ def _rope(device: str, dtype: torch.dtype) -> Iterator[Case]:
         yield Case(_named(name, dtype),
                    lambda r=rotary, p=pairs, i=integers, dtype=dtype: _rope_case(device, dtype, r, p, i),
                    TOLERANCE[dtype] + integers * INTEGER_CACHE)  # fmt: skip
+    yield Case(_named("rope cache in order", dtype),
+               lambda: _rope_case(device, dtype, 24, False, False, in_order=True), TOLERANCE[dtype])  # fmt: skip
 
 
-def _rope_case(device: str, dtype: torch.dtype, rotary: int, pairs: bool, integers: bool) -> tuple[Tensor, Tensor]:
+def _rope_case(
+    device: str, dtype: torch.dtype, rotary: int, pairs: bool, integers: bool, *, in_order: bool = False
+) -> tuple[Tensor, Tensor]:
     batch, length, heads, shared, d, capacity = 2, 3, 4, 2, 24, 11
     qkv = torch.randn(batch, length, (heads + 2 * shared) * d, device=device).to(dtype)
     angles = torch.randn(capacity, rotary // 2, device=device)
     positions = torch.tensor([[2, 5, 7], [1, 3, 10]], device=device)
     cache = rope.new_cache(batch, shared, capacity, d, dtype=torch.int8 if integers else dtype, device=device)
-    q = rope.rope_to_cache(qkv, angles.cos(), angles.sin(), positions, cache, heads=heads, pairs=pairs)
+    if in_order:
+        positions = torch.tensor([[5, 6, 7]], device=device).expand(batch, -1)
+        tables = [t[positions].reshape(-1, rotary // 2) for t in (angles.cos(), angles.sin())]
+        q = rope.rope_to_cache(qkv, *tables, None, cache, heads=heads, first_slot=5, pairs=pairs)
+    else:
+        q = rope.rope_to_cache(qkv, angles.cos(), angles.sin(), positions, cache, heads=heads, pairs=pairs)
     given = qkv.reshape(batch, length, heads + 2 * shared, d).transpose(1, 2).double()
     cos, sin = (t[positions][:, None].double() for t in (angles.cos(), angles.sin()))
     want = given.clone()

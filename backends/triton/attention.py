@@ -36,10 +36,12 @@ MANY = {64: Blocks(128, 64, 8, 3), 128: Blocks(128, 64, 8, 2), 256: Blocks(64, 3
 """16-bit types, by the width of a head that is not exceeded. Each is compiled ahead of time."""
 HOPPER = {64: Blocks(128, 128, 8, 3), 128: Blocks(128, 128, 8, 2), 256: Blocks(64, 32, 8, 2)}
 """The same on Hopper GPUs, where nothing but the causal rule is applied to the scores."""
-MANY_FLOAT32 = {64: Blocks(64, 32, 8, 2), 128: Blocks(32, 32, 8, 2), 256: Blocks(16, 32, 8, 1)}
+BIASED = Blocks(64, 32, 4, 2)
+"""With a bias or a mask, for heads of up to 128."""
+MANY_FLOAT32 = {64: Blocks(64, 32, 8, 2), 128: Blocks(32, 16, 8, 2), 256: Blocks(16, 32, 8, 1)}
 FEW = {64: Blocks(16, 64, 4, 3), 128: Blocks(16, 64, 4, 3), 256: Blocks(16, 32, 4, 2)}
 """For few queries."""
-FEW_FLOAT32 = {64: Blocks(16, 32, 4, 2), 128: Blocks(16, 32, 4, 2), 256: Blocks(16, 32, 8, 1)}
+FEW_FLOAT32 = {64: Blocks(16, 32, 4, 2), 128: Blocks(16, 32, 8, 1), 256: Blocks(16, 16, 8, 1)}
 _PROGRAMS = 2 * 132
 """Programs that fill a GPU of 132 multiprocessors."""
 _MOST_SPLITS = 32
@@ -54,8 +56,10 @@ def blocks_for(
     else:
         table = FEW if few else HOPPER if hopper else MANY
     b = next(table[limit] for limit in sorted(table) if width <= limit)
-    # A tile of the bias takes as many registers as one of scores.
-    return Blocks(b.m, 32, b.warps, min(b.stages, 2)) if biased and b.n > 32 else b
+    if biased and b.n > 32:
+        # A tile of the bias takes as many registers as one of scores.
+        return BIASED if b is MANY[128] else Blocks(b.m, 32, b.warps, min(b.stages, 2))
+    return b
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def attention(
         k, v: [batch, shared heads, keys, d and d_v]; heads are a multiple of the shared.
         causal: a query sees the keys up to its own place; the last query's is the last key's.
         window: with causal, only so many of them, its own included.
-        bias: broadcast to [batch, heads, queries, keys], added to the scores; -inf hides.
+        bias: broadcast to [batch, heads, queries, keys], added to the scores; -inf hides; of bools False hides.
         block_mask: which blocks are read.
         lengths_q, lengths_k: int32 [batch], tokens in use of each sequence, or both None.
         scale: 1 / sqrt(d) if None.
@@ -142,7 +146,7 @@ def decode(
         k, v: caches [batch, shared heads, keys, d and d_v]; int8 with scales.
         lengths: int32 [batch], keys in use, the queries' own included; all if None.
         window: keys that a query sees, its own included.
-        bias: broadcast to [batch, heads, queries, keys].
+        bias: broadcast to [batch, heads, queries, keys], as in :func:`attention`.
         scale: 1 / sqrt(d) if None.
         soft_cap: scores go through ``cap tanh(score / cap)``.
         k_scales, v_scales: [batch, shared heads, keys] of int8 caches.
@@ -241,6 +245,8 @@ def _int32(lengths: Tensor, batch: int, q: Tensor) -> Tensor:
 
 
 def _spread(bias: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if bias.dtype == torch.bool:
+        bias = bias.view(torch.uint8)
     try:
         return bias.expand(shape)
     except RuntimeError:

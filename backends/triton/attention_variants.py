@@ -17,6 +17,7 @@ _FORMS: dict[str, dict[str, bool]] = {
     " causal": {"CAUSAL": True},
     " window": {"CAUSAL": True, "WINDOWED": True},
     " bias lengths": {"HAS_BIAS": True, "HAS_LENGTHS": True},
+    " mask": {"HAS_BIAS": True},
     " blocks": {"HAS_BLOCKS": True},
 }
 
@@ -58,15 +59,18 @@ def _attention(name: str, dtype: torch.dtype, width: int) -> Iterator[Variant]:
     single = dtype == torch.float32
     hopper = [(form, True) for form in ("", " causal") if not single and width <= 128]
     for form, on_hopper in [*((form, False) for form in _FORMS), *hopper]:
-        if form and (width != 128 or single) and form != " causal":
+        if form and (width != 128 or single) and form not in (" causal", " mask"):
             continue
-        flags, b = _FORMS[form], attention.blocks_for(width, dtype, hopper=on_hopper, biased="bias" in form)
+        flags = _FORMS[form]
+        b = attention.blocks_for(width, dtype, hopper=on_hopper, biased="HAS_BIAS" in flags)
         constants: dict[str, Any] = dict.fromkeys(
             ("CAUSAL", "WINDOWED", "HAS_BIAS", "HAS_BLOCKS", "HAS_LENGTHS", "SOFT_CAP", "EXACT"), False
         )
         constants |= flags | {"BLOCK_M": b.m, "BLOCK_N": b.n, "BLOCK_D": width, "BLOCK_V": width,
                               "PRECISION": "ieee" if single else "tf32"}  # fmt: skip
         pointers = {"block_mask": "*u8", "lengths_q": "*i32", "lengths_k": "*i32"}
+        if form == " mask":
+            pointers["bias"] = "*u8"
         work = {"cached": 2 * b.n * width * dtype.itemsize, "flops": 4 * b.m * b.n * width}
         title = f"attention{' hopper' if on_hopper else ''}{form} {name} d{width}"
         least = 90 if on_hopper else 80
@@ -80,16 +84,16 @@ def _decoding(name: str, dtype: torch.dtype, width: int) -> Iterator[Variant]:
     b = attention.blocks_for(width, dtype, few=True)
     single = dtype == torch.float32
     kernel = KERNELS["decoding"]
-    for form in ("", " int8"):
-        constants: dict[str, Any] = dict.fromkeys(("WINDOWED", "HAS_BIAS", "SOFT_CAP", "EXACT"), False)
+    for form in ("", " int8", " mask"):
+        constants: dict[str, Any] = dict.fromkeys(("WINDOWED", "SOFT_CAP", "EXACT"), False)
         # A size of 1 is a constant to Triton: another way through its compiler.
         constants |= {"BLOCK_M": b.m, "BLOCK_N": b.n, "BLOCK_D": width, "BLOCK_V": width, "SPLITS": 8, "queries": 1,
-                      "HAS_LENGTHS": True, "INTEGERS": bool(form),
+                      "HAS_LENGTHS": form != " mask", "HAS_BIAS": form == " mask", "INTEGERS": form == " int8",
                       "PRECISION": "ieee" if single else "tf32"}  # fmt: skip
-        cache = "*i8" if form else f"*{name}"
+        cache = "*i8" if form == " int8" else f"*{name}"
         pointers = {"k": cache, "v": cache, "parts": "*fp32", "sums": "*fp32", "lengths": "*i32", "k_scales": "*fp32",
-                    "v_scales": "*fp32"}  # fmt: skip
-        work = {"bytes": 2 * b.n * width * (1 if form else dtype.itemsize), "flops": 4 * b.m * b.n * width}
+                    "v_scales": "*fp32", "bias": "*u8"}  # fmt: skip
+        work = {"bytes": 2 * b.n * width * (1 if form == " int8" else dtype.itemsize), "flops": 4 * b.m * b.n * width}
         yield Variant(f"decoding{form} {name} d{width}", kernel, _arguments(kernel, pointers, constants, f"*{name}"),
                       constants, b.warps, b.stages, ("d", "d_v", *_strides("k", "v")), work=work)  # fmt: skip
     constants = {"SPLITS": 8, "BLOCK_V": width}
@@ -104,7 +108,8 @@ def _rope(name: str) -> Iterator[Variant]:
 
     kernel = KERNELS["rope_cache"]
     for form, cache in (("", f"*{name}"), (" int8", "*i8")):
-        constants: dict[str, Any] = {"BLOCK": 64, "PAIRS": False, "INTEGERS": bool(form), "length": 1}
+        constants: dict[str, Any] = {"BLOCK": 64, "PAIRS": False, "INTEGERS": bool(form), "length": 1,
+                                     "IN_ORDER": False}
         pointers = {"cos": "*fp32", "sin": "*fp32", "positions": "*i64", "slots": "*i64", "k_cache": cache,
                     "v_cache": cache, "k_scales": "*fp32", "v_scales": "*fp32"}  # fmt: skip
         yield Variant(f"rope cache{form} {name}", kernel, _arguments(kernel, pointers, constants, f"*{name}"),

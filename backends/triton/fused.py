@@ -26,12 +26,14 @@ class Epilogue:
             result is ``activation(gate) up`` and half as wide.
         function: a function in the form that ``kernels/epilogues.py`` says, or None.
         tensors: up to four that it reads, contiguous.
+        paired: with a gate: whether the function takes the gate and the other factor, which are not multiplied before.
     """
 
     activation: str = "none"
     gated: bool = False
     function: Any = None
     tensors: tuple[Tensor, ...] = ()
+    paired: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class Product:
         from .kernels.epilogues import nothing
 
         return {
-            "GATED": self.epilogue.gated, "HAS_BIAS": self.bias is not None,
+            "GATED": 2 if self.epilogue.paired else self.epilogue.gated, "HAS_BIAS": self.bias is not None,
             "ACTIVATION": activation_of(self.epilogue), "EPILOGUE": self.epilogue.function or nothing,
         }  # fmt: skip
 
@@ -200,6 +202,25 @@ class Product:
                 SPLITS=self.splits, BLOCK_M=1, BLOCK_N=wide, **self._finish, num_warps=2,
             )  # fmt: skip
         return self.result
+
+
+def gate(both: Tensor, epilogue: Epilogue) -> Tensor:
+    """The end of a product with a gate whose channels are in memory: [..., 2 n] becomes [..., n].
+
+    Raises:
+        InputError: the channels cannot be halved, or a tensor of the epilogue does not fit.
+    """
+    from .kernels.epilogues import gate_kernel
+
+    flat = both.reshape(-1, both.shape[-1]).contiguous()
+    product = Product(flat, 1, len(flat), halved(flat.shape[1], epilogue), 1, None, epilogue, both.dtype)
+    constants = product.constants
+    del constants["SPLITS"], constants["HAS_BIAS"]
+    if product.result.numel():
+        gate_kernel[(-(-product.n // 1024), product.rows)](
+            flat, *product.pointers[1:], product.rows, product.n, BLOCK_N=1024, **constants, num_warps=4
+        )
+    return product.result.reshape(*both.shape[:-1], product.n)
 
 
 def interpreted() -> bool:

@@ -42,7 +42,7 @@ time and checked."""
 TMA = (Tiles(128, 128, 64, 1, 8, 4, tma=True), Tiles(128, 256, 64, 1, 8, 3, tma=True))
 """Many rows and very many with the copy engine."""
 SINGLE = (
-    Tiles(16, 64, 64, 4, 4, 2), Tiles(16, 64, 64, 1, 4, 2), Tiles(64, 64, 32, 1, 8, 2), Tiles(128, 64, 32, 1, 8, 2),
+    Tiles(16, 64, 32, 4, 4, 2), Tiles(16, 64, 32, 1, 4, 2), Tiles(64, 64, 32, 1, 8, 2), Tiles(128, 64, 32, 1, 8, 2),
 )  # fmt: skip
 """The same for float32."""
 ONE_ROW = (Tiles(1, 4, 1024, 1, 4, 1), Tiles(1, 2, 1024, 4, 4, 1))

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...ir.errors import InputError
 from . import unpacking
 from .codes import Codes4, Codes8
-from .fused import PLAIN, Epilogue, Product, checked, exact, halved, interpreted
+from .fused import PLAIN, Epilogue, Product, checked, exact, gate, halved, interpreted
 from .gemm import Tiles
 
 FEW = 16
@@ -42,10 +42,11 @@ FOUR_FEW = (Shares(16, 32, 8, 8, 3), Shares(16, 32, 4, 4, 3))
 FOUR_FEW_FLOAT32 = (Shares(16, 16, 1, 8, 1), Shares(16, 16, 1, 8, 1))
 FOUR_MANY = (Tiles(64, 128, 0, 1, 8, 3), Tiles(128, 128, 0, 1, 8, 3))
 """For 4 bits and many rows: some, and many."""
-FOUR_MANY_FLOAT32 = (Tiles(32, 64, 0, 1, 8, 2), Tiles(32, 64, 0, 1, 8, 2))
+FOUR_MANY_FLOAT32 = (Tiles(16, 64, 0, 1, 8, 2), Tiles(32, 64, 0, 1, 8, 2))
+"""The same for float32, where registers decide: groups of 256, and smaller ones."""
 EIGHT = (Shares(16, 32, 8, 8, 3), Shares(16, 32, 4, 4, 3), Shares(64, 64, 1, 4, 3), Shares(128, 128, 1, 8, 3))
 """For 8 bits: few rows of few channels, few rows, some rows, many rows."""
-EIGHT_FLOAT32 = (Shares(16, 16, 4, 4, 2), Shares(16, 16, 4, 4, 2), Shares(32, 32, 1, 4, 2), Shares(32, 32, 1, 4, 2))
+EIGHT_FLOAT32 = (Shares(16, 16, 2, 4, 2), Shares(16, 16, 2, 4, 2), Shares(32, 32, 1, 4, 2), Shares(32, 32, 1, 4, 2))
 SCALED = (Tiles(16, 64, 128, 4, 4, 4), Tiles(16, 64, 256, 1, 4, 3), Tiles(64, 128, 128, 1, 4, 3),
           Tiles(128, 128, 128, 1, 8, 3))  # fmt: skip
 """For 8 bits by 8 bits: few rows of few channels, few rows, some rows, many rows."""
@@ -77,7 +78,9 @@ def w4a16(
     flat = checked(x, k, channels, weights.scales, bias, same=True)
     rows, n = len(flat), halved(channels, epilogue)
     product = Product(flat, 1, rows, n, 1, bias, epilogue, x.dtype)
-    if rows > FEW and not epilogue.gated and shares is None:
+    if rows > FEW and shares is None:
+        if epilogue.gated:
+            return gate(w4a16(x, weights, bias), epilogue)
         _w4a16_many(flat, weights, product)
         return product.result.reshape(*x.shape[:-1], n)
     table = FOUR_FEW_FLOAT32 if x.dtype == torch.float32 else FOUR_FEW
@@ -101,14 +104,19 @@ def parts_of(shares: Shares, group: int) -> int:
 def _w4a16_many(flat: Tensor, weights: Codes4, product: Product) -> None:
     from .kernels.four_bits import four_bits_many_kernel
 
-    table = FOUR_MANY_FLOAT32 if flat.dtype == torch.float32 else FOUR_MANY
-    # Groups of 256 fill the shared memory with fewer rows.
-    t = table[product.rows > 128 and weights.group <= 128]
+    t = tiles4(product.rows, weights.group, flat.dtype)
     four_bits_many_kernel[(-(-product.rows // t.m) * -(-product.n // t.n),)](
         flat, *_operands4(weights), *product.pointers, product.rows, product.n, weights.shape[1] // weights.group,
         BLOCK_M=t.m, BLOCK_N=t.n, GROUP=t.group, **_constants4(flat, weights, product), num_warps=t.warps,
         num_stages=t.stages,
     )  # fmt: skip
+
+
+def tiles4(rows: int, group: int, dtype: torch.dtype) -> Tiles:
+    """The block sizes for 4 bits and many rows."""
+    # Groups of 256 fill registers and shared memory with fewer rows.
+    narrow = group <= 128
+    return FOUR_MANY_FLOAT32[narrow] if dtype == torch.float32 else FOUR_MANY[rows > 128 and narrow]
 
 
 def _operands4(weights: Codes4) -> tuple[Tensor, ...]:
@@ -148,16 +156,16 @@ def w8a16(
     x: Tensor, weights: Codes8, bias: Tensor | None = None, *, epilogue: Epilogue = PLAIN,
     shares: Shares | None = None,
 ) -> Tensor:  # fmt: skip
-    """``epilogue(x Wᵀ + bias)`` for weights in 8-bit codes; see :func:`w4a16`. A gate is not fused.
+    """``epilogue(x Wᵀ + bias)`` for weights in 8-bit codes; see :func:`w4a16`. A gate is a launch of its own.
 
     Raises:
-        InputError: shapes, types or devices do not fit, or the epilogue has a gate.
+        InputError: shapes, types or devices do not fit.
     """
     from .kernels.eight_bits import eight_bits_kernel
 
     n, k = weights.shape
     if epilogue.gated:
-        raise InputError("the 8-bit product has no gate", where="w8a16", fix="apply the gate to its result")
+        return gate(w8a16(x, weights, bias, shares=shares), epilogue)
     flat = checked(x, k, n, weights.scales, bias, same=True)
     rows = len(flat)
     product = Product(flat, 1, rows, n, 1, bias, epilogue, x.dtype)
@@ -208,7 +216,8 @@ def _has_float8(x: Tensor) -> bool:
 
 def scaled(
     x: Tensor, row_scales: Tensor, w: Tensor, channel_scales: Tensor, bias: Tensor | None = None, *,
-    dtype: torch.dtype = torch.bfloat16, epilogue: Epilogue = PLAIN, tiles: Tiles | None = None,
+    zeros: tuple[Tensor, Tensor] | None = None, dtype: torch.dtype = torch.bfloat16, epilogue: Epilogue = PLAIN,
+    tiles: Tiles | None = None,
 ) -> Tensor:  # fmt: skip
     """``epilogue(s_row s_channel (x Wᵀ) + bias)`` for codes of 8 bits on both sides (W8A8, fp8).
 
@@ -218,6 +227,7 @@ def scaled(
         w: codes [N, K] of the type of x.
         channel_scales: [N].
         bias: [N] or None.
+        zeros: zero points [rows] of int8 rows, and int32 [N], the sum of all codes of each channel of w.
         dtype: of the result.
         epilogue: what happens to the result in registers.
         tiles: instead of the blocks chosen by size.
@@ -238,7 +248,12 @@ def scaled(
         problem = f"codes are {x.dtype} and {w.dtype}"
     elif bias is not None and bias.shape != (channels,):
         problem = f"a bias of shape {list(bias.shape)} is not [{channels}]"
-    elif len({t.device for t in (x, row_scales, w, channel_scales)}) > 1:
+    elif zeros is not None and (
+        x.dtype != torch.int8 or zeros[0].numel() != rows or zeros[1].numel() != channels
+        or zeros[1].dtype != torch.int32
+    ):  # fmt: skip
+        problem = f"{zeros[0].numel()} zero points and {zeros[1].numel()} sums do not fit int8 codes of {rows} rows"
+    elif len({t.device for t in (x, row_scales, w, channel_scales, *(zeros or ()))}) > 1:
         problem = "operands are on several devices"
     if problem is not None:
         raise InputError(problem, where="a product of 8-bit codes", fix="make shapes, types and devices agree")
@@ -250,8 +265,10 @@ def scaled(
     product = Product(left, 1, rows, n, t.splits, bias, epilogue, dtype)
     if product.result.numel():
         scaled_kernel[(-(-rows // t.m) * -(-n // t.n), t.splits)](
-            left, right, row_scales.contiguous(), channel_scales.contiguous(), *product.pointers, rows, n, k,
-            BLOCK_M=t.m, BLOCK_N=t.n, BLOCK_K=t.k, GROUP=t.group, KIND=kind, **product.constants,
+            left, right, row_scales.contiguous(), channel_scales.contiguous(),
+            *((left, left) if zeros is None else (zeros[0].contiguous(), zeros[1].contiguous())), *product.pointers,
+            rows, n, k, BLOCK_M=t.m, BLOCK_N=t.n, BLOCK_K=t.k, GROUP=t.group, KIND=kind, HAS_ZEROS=zeros is not None,
+            **product.constants,
             num_warps=t.warps, num_stages=t.stages,
         )  # fmt: skip
     return product.finished().reshape(*x.shape[:-1], n)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import unpacking
-from .fused import PLAIN, Epilogue, Product, checked, exact, interpreted
+from .fused import PLAIN, Epilogue, Product, checked, exact, gate, interpreted
 from .pattern24 import BLOCK, Sparse24, Sparse24Codes
 from .quantized import Shares
 
@@ -27,7 +27,7 @@ def sparse24(
         x: [..., K], float16, bfloat16 or float32, of the weights' type and on their device.
         weights: packed.
         bias: [N] or None.
-        epilogue: what happens to the result in registers; a gate is not fused.
+        epilogue: what happens to the result in registers; a gate is a launch of its own.
         shares: instead of the blocks chosen by type.
 
     Returns:
@@ -38,6 +38,8 @@ def sparse24(
     """
     from .kernels.sparse import sparse24_kernel
 
+    if epilogue.gated:
+        return gate(sparse24(x, weights, bias, shares=shares), epilogue)
     coded = isinstance(weights, Sparse24Codes)
     n, k = weights.shape
     own = weights.scales if isinstance(weights, Sparse24Codes) else weights.values

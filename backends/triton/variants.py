@@ -138,8 +138,9 @@ def _four_bits(name: str, dtype: torch.dtype) -> Iterator[Variant]:
                               signature_of(few, pointers, constants, pointer), constants, s.warps, s.stages, ("n",),
                               work={"bytes": weights * (0.5 + 2 / group), "flops": 2 * s.m * weights})  # fmt: skip
     many = KERNELS["four_bits_many"]
-    for t in quantized.FOUR_MANY_FLOAT32[:1] if single else quantized.FOUR_MANY:
-        for form, group in (("", 128), (" zeros", 128), *([("", 256)] if t.m == 64 or single else [])):
+    for rows in (64,) if single else (64, 256):
+        for form, group in (("", 128), (" zeros", 128), *([("", 256)] if rows == 64 else [])):
+            t = quantized.tiles4(rows, group, dtype)
             zeros, tabled, unpack, _ = forms[form]
             constants = fixed | {"BLOCK_M": t.m, "BLOCK_N": t.n, "GROUP": t.group, "HALF": group // 2,
                                  "HAS_ZEROS": zeros, "TABLE": tabled, "UNPACK": unpack}  # fmt: skip
@@ -178,17 +179,19 @@ def _scaled() -> Iterator[Variant]:
     kernel = KERNELS["scaled"]
     for kind, pointer, least in (("integer", "*i8", 80), ("float", "*fp8e4nv", 90), ("bytes", "*u8", 80)):
         for t in quantized.SCALED:
-            for gated in (False, True):
-                if gated and t.m > 16:
+            for gated, zeros in ((False, False), (True, False), (False, True), (True, True)):
+                if (gated and t.m > 16) or (zeros and kind != "integer"):
                     continue
                 constants = _fused("silu" if gated else "none") | {
                     "BLOCK_M": t.m, "BLOCK_N": t.n, "BLOCK_K": t.k, "GROUP": t.group, "SPLITS": t.splits, "KIND": kind,
-                    "GATED": gated,
+                    "HAS_ZEROS": zeros, "GATED": gated,
                 }  # fmt: skip
                 pointers = {"x": pointer, "w": pointer, "row_scales": "*fp32", "channel_scales": "*fp32",
+                            "row_zeros": "*i8", "channel_sums": "*i32",
                             "y": "*fp32" if t.splits > 1 else "*bf16"}  # fmt: skip
                 work = _work(t.k * (t.m + t.n), 2 * t.m * t.n * t.k, t.m)
-                yield Variant(f"w8a8 {kind}{' gated' if gated else ''} {t.m}x{t.n}x{t.k}/{t.splits}", kernel,
+                form = f"{' gated' if gated else ''}{' zeros' if zeros else ''}"
+                yield Variant(f"w8a8 {kind}{form} {t.m}x{t.n}x{t.k}/{t.splits}", kernel,
                               signature_of(kernel, pointers, constants, "*bf16"), constants, t.warps, t.stages,
                               ("n", "k"), least=least, work=work)  # fmt: skip
 
@@ -218,9 +221,14 @@ def _sparse(name: str, dtype: torch.dtype) -> Iterator[Variant]:
 
 
 def _rows() -> Iterator[Variant]:
+    from .kernels import epilogues
     from .kernels.rows import KERNELS
 
     for name in TYPES:
+        kernel = epilogues.gate_kernel
+        constants: dict[str, Any] = {"GATED": True, "BLOCK_N": 1024} | _fused("silu", bias=False)
+        del constants["HAS_BIAS"]
+        yield Variant(f"gate {name}", kernel, signature_of(kernel, {}, constants, f"*{name}"), constants, 4, 1, ("n",))
         signature = {"x": f"*{name}", "mean": "*fp32", "scale": "*fp32", "k": "i32", "epsilon": "fp32"}
         yield Variant(f"statistics {name}", KERNELS["statistics"], signature, {"CENTRED": True, "BLOCK": 1024}, 4, 1,
                       ("k",))  # fmt: skip

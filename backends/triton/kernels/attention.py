@@ -22,14 +22,20 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 def _step(  # type: ignore[no-untyped-def]
     q, k_start, v_start, bias_start, top, total, acc, at_q, at_k, in_d, in_v, length, shift, window, soft_cap, scale,
     k_row, v_row, bias_k, in_q,
-    CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, HAS_BIAS: tl.constexpr, SOFT_CAP: tl.constexpr,
-    PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, WHOLE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    SOFT_CAP: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """A block of keys: the new maxima, sums and weighted sums; ``scale`` is of scores in powers of 2."""
+    """A block of keys: the new maxima, sums and weighted sums; ``scale`` is of scores in powers of 2.
+
+    With WHOLE all its keys are there and seen.
+    """
     in_k = at_k < length
     place = at_k.to(tl.int64)[:, None]
-    k = tl.load(k_start + place * k_row, mask=in_k[:, None] & in_d[None, :], other=0.0)
-    v = tl.load(v_start + place * v_row, mask=in_k[:, None] & in_v[None, :], other=0.0)
+    mask_k, mask_v = in_d[None, :], in_v[None, :]
+    if not WHOLE:
+        mask_k, mask_v = in_k[:, None] & mask_k, in_k[:, None] & mask_v
+    k = tl.load(k_start + place * k_row, mask=mask_k, other=0.0)
+    v = tl.load(v_start + place * v_row, mask=mask_v, other=0.0)
     if EXACT:
         k, v = k.to(tl.float32), v.to(tl.float32)
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
@@ -43,9 +49,13 @@ def _step(  # type: ignore[no-untyped-def]
     if WINDOWED:
         seen = seen & (at_k[None, :] > at_q[:, None] + shift - window)
     if HAS_BIAS:
-        given = tl.load(bias_start + at_k[None, :] * bias_k, mask=in_q[:, None] & in_k[None, :], other=0.0)
-        scores += given.to(tl.float32) * LOG2_E
-    scores = tl.where(seen, scores, float("-inf"))
+        given = tl.load(bias_start + at_k[None, :] * bias_k, mask=in_q[:, None] & in_k[None, :], other=0)
+        if given.dtype == tl.uint8:
+            scores = tl.where(given != 0, scores, float("-inf"))
+        else:
+            scores += given.to(tl.float32) * LOG2_E
+    if not WHOLE:
+        scores = tl.where(seen, scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, 1))
     # Where nothing was seen yet, the difference of two infinities would be no number.
     base = tl.where(new_top == float("-inf"), 0.0, new_top)
@@ -68,7 +78,7 @@ def attention_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """q [batch, heads, queries, d], k and v [batch, heads / group, keys, d and d_v]; y like q.
 
-    lengths_q, lengths_k [batch] int32: tokens in use. block_mask uint8 [queries / BLOCK_M, keys / BLOCK_N]: blocks to
+    bias: added to the scores, or uint8: 0 hides. lengths_q, lengths_k [batch] int32: tokens in use. block_mask uint8 [queries / BLOCK_M, keys / BLOCK_N]: blocks to
     read. With CAUSAL the last query sees the last key.
     """
     block, at_head = tl.program_id(0), tl.program_id(1)
@@ -111,19 +121,19 @@ def attention_kernel(  # type: ignore[no-untyped-def]
                 top, total, acc = _step(
                     mine, k_start, v_start, bias_start, top, total, acc, at_q, start + tl.arange(0, BLOCK_N), in_d,
                     in_v, used_k, shift, window, soft_cap, factor, k_row, v_row, bias_k, in_q, CAUSAL, WINDOWED,
-                    HAS_BIAS, SOFT_CAP, PRECISION, EXACT,
+                    False, HAS_BIAS, SOFT_CAP, PRECISION, EXACT,
                 )  # fmt: skip
         for start in range(middle, clear, BLOCK_N):
             top, total, acc = _step(
                 mine, k_start, v_start, bias_start, top, total, acc, at_q, start + tl.arange(0, BLOCK_N), in_d, in_v,
-                used_k, shift, window, soft_cap, factor, k_row, v_row, bias_k, in_q, False, False, HAS_BIAS,
+                used_k, shift, window, soft_cap, factor, k_row, v_row, bias_k, in_q, False, False, True, HAS_BIAS,
                 SOFT_CAP, PRECISION, EXACT,
             )  # fmt: skip
         for start in range(clear, last, BLOCK_N):
             top, total, acc = _step(
                 mine, k_start, v_start, bias_start, top, total, acc, at_q, start + tl.arange(0, BLOCK_N), in_d, in_v,
-                used_k, shift, window, soft_cap, factor, k_row, v_row, bias_k, in_q, CAUSAL, WINDOWED, HAS_BIAS,
-                SOFT_CAP, PRECISION, EXACT,
+                used_k, shift, window, soft_cap, factor, k_row, v_row, bias_k, in_q, CAUSAL, WINDOWED, False,
+                HAS_BIAS, SOFT_CAP, PRECISION, EXACT,
             )  # fmt: skip
     else:
         blocks = tl.cdiv(keys, BLOCK_N)
@@ -132,7 +142,7 @@ def attention_kernel(  # type: ignore[no-untyped-def]
                 top, total, acc = _step(
                     mine, k_start, v_start, bias_start, top, total, acc, at_q, start + tl.arange(0, BLOCK_N), in_d,
                     in_v, used_k, shift, window, soft_cap, factor, k_row, v_row, bias_k, in_q, CAUSAL, WINDOWED,
-                    HAS_BIAS, SOFT_CAP, PRECISION, EXACT,
+                    False, HAS_BIAS, SOFT_CAP, PRECISION, EXACT,
                 )  # fmt: skip
     # A query that sees nothing, or is none, has the value 0.
     acc = tl.where(in_q[:, None], acc / tl.where(total == 0.0, 1.0, total)[:, None], 0.0)
@@ -207,8 +217,11 @@ def decoding_kernel(  # type: ignore[no-untyped-def]
         if WINDOWED:
             seen = seen & (at_k[None, :] > at_q[:, None] + shift - window)
         if HAS_BIAS:
-            given = tl.load(bias_start + at_k[None, :] * bias_k, mask=in_m[:, None] & in_k[None, :], other=0.0)
-            scores += given.to(tl.float32) * LOG2_E
+            given = tl.load(bias_start + at_k[None, :] * bias_k, mask=in_m[:, None] & in_k[None, :], other=0)
+            if given.dtype == tl.uint8:
+                seen = seen & (given != 0)
+            else:
+                scores += given.to(tl.float32) * LOG2_E
         scores = tl.where(seen, scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
         base = tl.where(new_top == float("-inf"), 0.0, new_top)

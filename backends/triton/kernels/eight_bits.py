@@ -51,23 +51,23 @@ def eight_bits_kernel(  # type: ignore[no-untyped-def]
         if EXACT:
             a = a.to(tl.float32)
         byte = tl.load(codes + channel[None, :, None] * k + at_k, mask=in_k, other=0)
-        if KIND == "integer":
+        at_g = at_b // PER
+        in_g = at_g < groups
+        if KIND == "integer" and HAS_ZEROS:
+            # Differences of codes are whole numbers up to 255, exact in any type.
+            if GROUPED:
+                place = channel[None, :] * groups + at_g[:, None]
+                zero = tl.load(zeros + place, mask=in_g[:, None], other=128)[:, :, None]
+            else:
+                zero = tl.load(zeros + channel)[None, :, None]
+            w = (byte.to(tl.float32) - zero.to(tl.float32)).to(a.dtype)
+        elif KIND == "integer":
             w = (byte.to(tl.float32) - 128.0).to(a.dtype)
         elif KIND == "float":
             w = from_e4m3(byte).to(a.dtype)
         else:
             w = tl.load(table + byte.to(tl.int32)).to(a.dtype)
         total = tl.dot(a, tl.permute(w, (0, 2, 1)), input_precision=PRECISION)
-        at_g = at_b // PER
-        in_g = at_g < groups
-        if HAS_ZEROS:
-            if GROUPED:
-                zero = tl.load(zeros + channel[None, :] * groups + at_g[:, None], mask=in_g[:, None], other=128)
-            else:
-                zero = tl.broadcast_to(tl.load(zeros + channel)[None, :], (PARTS, BLOCK_N))
-            shift = (128.0 - zero.to(tl.float32)).to(a.dtype)
-            shifts = tl.broadcast_to(shift[:, None, :], (PARTS, BLOCK_K, BLOCK_N))
-            total = tl.dot(a, shifts, total, input_precision=PRECISION)
         if GROUPED:
             place = channel[None, :] * groups + at_g[:, None]
             total *= tl.load(scales + place, mask=in_g[:, None], other=0.0).to(tl.float32)[:, None, :]
@@ -81,14 +81,15 @@ def eight_bits_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def scaled_kernel(  # type: ignore[no-untyped-def]
-    x, w, row_scales, channel_scales, bias, y, e0, e1, e2, e3, rows, n, k,
+    x, w, row_scales, channel_scales, row_zeros, channel_sums, bias, y, e0, e1, e2, e3, rows, n, k,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr,
-    KIND: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
-    EPILOGUE: tl.constexpr,
+    KIND: tl.constexpr, HAS_ZEROS: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
 ):  # fmt: skip
     """``y = epilogue(activation(s_row s_channel (x Wᵀ) + bias))``: codes x [rows, k], w [n, k].
 
-    KIND: "integer" (int8, summed in int32), "float" (e4m3) or "bytes" (e4m3 as uint8, multiplied in float16).
+    KIND: "integer" (int8, summed in int32), "float" (e4m3) or "bytes" (e4m3 as uint8, multiplied in float16). With
+    HAS_ZEROS rows of x have a zero point: (x - z) Wᵀ = x Wᵀ - z Σ W, the sums [n] of all codes of a channel in int32.
     """
     tile_m, tile_n = grouped(tl.program_id(0), rows, n, BLOCK_M, BLOCK_N, GROUP)
     part = tl.program_id(1)
@@ -106,7 +107,14 @@ def scaled_kernel(  # type: ignore[no-untyped-def]
         acc = _add_codes(acc, a, _codes(start, in_k, KIND), KIND)
         if GATED:
             up = _add_codes(up, a, _codes(start + tl.cast(n, tl.int64) * k, in_k, KIND), KIND)
-    row_scale = tl.load(row_scales + row)[:, None]
+    if HAS_ZEROS:
+        zero = tl.load(row_zeros + row).to(tl.int32)[:, None]
+        if SPLITS > 1:
+            zero = tl.where(part == 0, zero, 0)
+        acc -= zero * tl.load(channel_sums + channel)[None, :]
+        if GATED:
+            up -= zero * tl.load(channel_sums + n + channel)[None, :]
+    row_scale = tl.load(row_scales + row).to(tl.float32)[:, None]
     value = acc.to(tl.float32) * row_scale * tl.load(channel_scales + channel).to(tl.float32)[None, :]
     other = value
     if GATED:

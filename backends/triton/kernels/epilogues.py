@@ -6,7 +6,8 @@ An *activation* maps a tile in float32. An *epilogue* may also read up to four t
     epilogue(value, row, column, inside, n, e0, e1, e2, e3)    # row int64 [M, 1], column [1, N]; batches are rows, too
     prologue(value, row, column, inside, k, p0, p1, p2, p3)
 
-``value`` and what is returned are float32. Pointers that are not used are any tensor's.
+``value`` and what is returned are float32. Pointers that are not used are any tensor's. Of a product with a gate the
+other factor can be an argument of its own, after ``value``, and is then not multiplied before: ``GATED`` is 2.
 """
 
 from __future__ import annotations
@@ -107,13 +108,16 @@ def finish(  # type: ignore[no-untyped-def]
     if HAS_BIAS:
         value += tl.load(bias + at_n, mask=in_n, other=0.0).to(tl.float32)[None, :]
     value = ACTIVATION(value)
-    if GATED:
-        if HAS_BIAS:
-            up += tl.load(bias + n + at_n, mask=in_n, other=0.0).to(tl.float32)[None, :]
-        value *= up
+    if GATED and HAS_BIAS:
+        up += tl.load(bias + n + at_n, mask=in_n, other=0.0).to(tl.float32)[None, :]
     # Rows past the last are the last, so that an epilogue may read what is one to a row without a mask.
     row = first + tl.minimum(at_m, rows - 1)[:, None].to(tl.int64)
-    value = EPILOGUE(value, row, at_n[None, :], inside, n, e0, e1, e2, e3)
+    if GATED == 2:
+        value = EPILOGUE(value, up, row, at_n[None, :], inside, n, e0, e1, e2, e3)
+    else:
+        if GATED:
+            value *= up
+        value = EPILOGUE(value, row, at_n[None, :], inside, n, e0, e1, e2, e3)
     tl.store(y + row * n + at_n[None, :], value.to(y.dtype.element_ty), mask=inside)
 
 
@@ -160,6 +164,22 @@ def reduce_kernel(  # type: ignore[no-untyped-def]
             value += tl.load(at + part * size, mask=inside, other=0.0)
     first = tl.cast(0, tl.int64)
     finish(value, up, bias, y, e0, e1, e2, e3, first, at_m, at_n, rows, n, GATED, HAS_BIAS, ACTIVATION, EPILOGUE)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def gate_kernel(  # type: ignore[no-untyped-def]
+    both, y, e0, e1, e2, e3, rows, n, GATED: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Gate and :func:`finish` a product in memory: both [rows, 2 n], the gate's channels first."""
+    at_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    at_m = tl.program_id(1) + tl.arange(0, 1)
+    start = both + at_m[:, None].to(tl.int64) * (2 * n) + at_n[None, :]
+    inside = (at_n < n)[None, :]
+    value = tl.load(start, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(start + n, mask=inside, other=0.0).to(tl.float32)
+    first = tl.cast(0, tl.int64)
+    finish(value, up, y, y, e0, e1, e2, e3, first, at_m, at_n, rows, n, GATED, False, ACTIVATION, EPILOGUE)
 
 
 ACTIVATIONS: dict[str, Any] = {

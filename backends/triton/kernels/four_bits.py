@@ -122,13 +122,12 @@ def four_bits_many_kernel(  # type: ignore[no-untyped-def]
         if EXACT:
             low, high = low.to(tl.float32), high.to(tl.float32)
         first, second = planes(byte, table, low.dtype, UNPACK, TABLE)
+        if HAS_ZEROS:
+            # Whole numbers up to 15 are exact in any type; each is used for all rows of the tile.
+            shift = (8.0 - tl.load(zeros + channel * groups + group).to(tl.float32)).to(low.dtype)[:, None]
+            first, second = first + shift, second + shift
         total = tl.dot(first, tl.trans(low), input_precision=PRECISION)
         total = tl.dot(second, tl.trans(high), total, input_precision=PRECISION)
-        if HAS_ZEROS:
-            shift = (8.0 - tl.load(zeros + channel * groups + group).to(tl.float32)).to(low.dtype)
-            shifts = tl.broadcast_to(shift[:, None], (BLOCK_N, HALF))
-            total = tl.dot(shifts, tl.trans(low), total, input_precision=PRECISION)
-            total = tl.dot(shifts, tl.trans(high), total, input_precision=PRECISION)
         acc += total * scale[:, None]
     value = tl.trans(acc)
     first_row = tl.cast(0, tl.int64)

@@ -25,25 +25,29 @@ def _keep(target, at, value, inside):  # type: ignore[no-untyped-def]
     tl.store(target + at, value.to(target.dtype.element_ty), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["first_slot"])  # type: ignore[untyped-decorator]
 def rope_cache_kernel(  # type: ignore[no-untyped-def]
     qkv, cos, sin, positions, slots, q, k_cache, v_cache, k_scales, v_scales,
-    heads, shared, length, d, rotary, row, capacity,
-    BLOCK: tl.constexpr, PAIRS: tl.constexpr, INTEGERS: tl.constexpr,
+    heads, shared, length, d, rotary, row, capacity, first_slot,
+    BLOCK: tl.constexpr, PAIRS: tl.constexpr, INTEGERS: tl.constexpr, IN_ORDER: tl.constexpr,
 ):  # fmt: skip
     """A token's head: queries to q, keys and values to the caches.
 
     qkv [batch length, heads + 2 shared, d] with rows of ``row``; cos, sin [places, rotary / 2]; positions and slots
     int64 [batch length]; q [batch, heads, length, d]; caches [batch, shared, capacity, d], int8 with INTEGERS and then
-    scales [batch, shared, capacity]. Numbers past ``rotary`` are not rotated.
+    scales [batch, shared, capacity]. Numbers past ``rotary`` are not rotated. IN_ORDER: tokens have a row of cos and
+    sin each, and go to neighbouring slots from ``first_slot`` on.
     """
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     batch, place = token // length, token % length
     half = rotary // 2
     at = tl.arange(0, BLOCK)
     start = qkv + token * row + head * d
-    position = tl.load(positions + token)
-    slot = tl.load(slots + token)
+    if IN_ORDER:
+        position, slot = token, first_slot + place
+    else:
+        position = tl.load(positions + token)
+        slot = tl.load(slots + token)
     is_q, is_k = head < heads, head < heads + shared
     inside = at < half
     # Values turn by an angle of 0.
