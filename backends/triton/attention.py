@@ -41,10 +41,12 @@ BIASED = Blocks(64, 32, 4, 2)
 MANY_FLOAT32 = {64: Blocks(64, 32, 8, 2), 128: Blocks(32, 16, 8, 2), 256: Blocks(16, 32, 8, 1)}
 FEW = {64: Blocks(16, 64, 4, 3), 128: Blocks(16, 64, 4, 3), 256: Blocks(16, 32, 4, 2)}
 """For few queries."""
-FEW_FLOAT32 = {64: Blocks(16, 32, 4, 2), 128: Blocks(16, 32, 8, 1), 256: Blocks(16, 16, 8, 1)}
+FEW_FLOAT32 = {64: Blocks(16, 32, 4, 2), 128: Blocks(16, 32, 8, 1), 256: Blocks(16, 16, 8, 2)}
 _PROGRAMS = 2 * 132
 """Programs that fill a GPU of 132 multiprocessors."""
 _MOST_SPLITS = 32
+_LONG = 128
+"""Keys from which on sharing them among programs pays for the launch that adds the parts."""
 
 
 def blocks_for(
@@ -198,6 +200,22 @@ def decode(
     )  # fmt: skip
     combine_kernel[(rows, batch * shared)](parts, sums, y, rows, d_v, SPLITS=splits, BLOCK_V=block_v, num_warps=2)
     return y.reshape(batch, heads, queries, d_v)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, bias: Tensor | None = None, scale: float | None = None,
+    soft_cap: float | None = None,
+) -> Tensor:  # fmt: skip
+    """:func:`attention`, or :func:`decode` where few queries meet many keys; what generated files call.
+
+    Raises:
+        InputError: shapes, types or devices do not fit.
+    """
+    queries = q.shape[2]
+    few = queries * (q.shape[1] // max(1, k.shape[1])) <= FEW[64].m
+    if few and k.shape[2] > _LONG and (causal or queries == 1):
+        return decode(q, k, v, bias=bias, scale=scale, soft_cap=soft_cap)
+    return attention(q, k, v, causal=causal, bias=bias, scale=scale, soft_cap=soft_cap)
 
 
 def _sizes(q: Tensor, k: Tensor, v: Tensor, *, integers: bool = False) -> tuple[int, int, int, int, int, int]:

@@ -77,6 +77,21 @@ class Codes8:
         return self.codes.shape[0], self.codes.shape[1]
 
 
+@dataclass(frozen=True)
+class Rows8:
+    """A matrix [N, K] in 8-bit codes that are multiplied as they are.
+
+    Attributes:
+        codes: int8 or float8_e4m3fn [N, K].
+        scales: [N].
+        sums: int32 [N], of all codes of a channel, for int8.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    sums: Tensor | None = None
+
+
 def pack4(codes: Tensor, scales: Tensor, group: int, zeros: Tensor | None = None) -> Codes4:
     """Pack codes 0 to 15, [N, K], with scales and zero points [N, K / group].
 

@@ -100,6 +100,21 @@ def quantize24(weights: Tensor, group: int = 64) -> Sparse24Codes:
                          weights.shape[1])  # fmt: skip
 
 
+def pack24_codes(places: Tensor, scales: Tensor, group: int) -> Sparse24Codes:
+    """Pack 4-bit codes [N, K], 8 for zero, whose weights have the pattern 2:4, with scales [N, K / group].
+
+    Raises:
+        ModelError: the pattern is violated, or K is no multiple of the group.
+    """
+    _check_group(places, group)
+    values, at = _chosen(places.to(torch.int8) - 8)
+    codes = (values + 8).to(torch.uint8)
+    short = values.shape[1] * 4 // group - scales.shape[1]
+    padded = torch.nn.functional.pad(scales, (0, short), value=1.0)
+    return Sparse24Codes((codes[..., 0] | (codes[..., 1] << 4)).contiguous(), _masks(at), padded, group,
+                         places.shape[1])  # fmt: skip
+
+
 def dequantize24(packed: Sparse24Codes) -> Tensor:
     """The weights [N, K] that the codes stand for."""
     low, high = packed.codes & 15, packed.codes >> 4

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...ir.errors import InputError
 from . import unpacking
-from .codes import Codes4, Codes8
+from .codes import Codes4, Codes8, Rows8
 from .fused import PLAIN, Epilogue, Product, checked, exact, gate, halved, interpreted
 from .gemm import Tiles
 
@@ -272,3 +272,28 @@ def scaled(
             num_warps=t.warps, num_stages=t.stages,
         )  # fmt: skip
     return product.finished().reshape(*x.shape[:-1], n)
+
+
+def w8a8(
+    x: Tensor, row_scales: Tensor, row_zeros: Tensor | None, weights: Rows8, *, dtype: torch.dtype,
+    epilogue: Epilogue = PLAIN,
+) -> Tensor:  # fmt: skip
+    """:func:`scaled` for rows with zero points, or with one scale for all rows; what generated files call.
+
+    Args:
+        x: codes [..., K] of the type of the weights' codes.
+        row_scales: [..., 1], or one.
+        row_zeros: like the scales, or None.
+        weights: packed.
+        dtype: of the result.
+        epilogue: what happens to the result in registers.
+
+    Raises:
+        InputError: shapes, types or devices do not fit.
+    """
+    rows = x.numel() // max(1, x.shape[-1])
+    scales = row_scales.reshape(-1).expand(rows)
+    zeros = None
+    if row_zeros is not None and weights.sums is not None:
+        zeros = row_zeros.reshape(-1).expand(rows), weights.sums
+    return scaled(x, scales, weights.codes, weights.scales, zeros=zeros, dtype=dtype, epilogue=epilogue)

@@ -193,14 +193,17 @@ class Run:
         return tensor_from(tensor, device)
 
     def _packed(self, key: str) -> Any:
-        from .codegen.templates import pack
+        from .codegen.templates import Found, find
+        from .codegen.weights import pack
 
         outer: dict[onnx_ir.Value, onnx_ir.Value] = {}
         if "." in key:
             call = self._nodes[key.split(".")[0]]
             function = self._graph.functions[call.op_identifier()]
             outer = {a: b for a, b in zip(function.inputs, call.inputs, strict=False) if b is not None}
-        return pack(self._nodes[key], outer, self.device)
+        found = find(self._nodes[key], outer)
+        assert isinstance(found, Found)
+        return pack(found.function, self._nodes[key], outer, self.device)
 
     def node(self, key: str, *arguments: torch.Tensor | None) -> list[torch.Tensor | None]:
         """Compute a node by the reference backend.

@@ -22,16 +22,18 @@ class Epilogue:
     Attributes:
         body: its lines.
         inputs: names of the tensors that it reads.
+        paired: whether it takes the two halves of the channels, a gate and another factor.
     """
 
     body: str
     inputs: tuple[str, ...]
+    paired: bool = False
 
     def source(self, name: str, summary: str) -> str:
         """The function."""
-        return (
-            f'@triton.jit\ndef {name}(value, row, column, inside, n, e0, e1, e2, e3):\n    """{summary}"""\n{self.body}'
-        )
+        value = "value, up" if self.paired else "value"
+        head = f"def {name}({value}, row, column, inside, n, e0, e1, e2, e3):"
+        return f'@triton.jit\n{head}\n    """{summary}"""\n{self.body}'
 
 
 def epilogue(product: Source, result: Array, stored: dict[Array, str]) -> Epilogue | str:
@@ -39,14 +41,18 @@ def epilogue(product: Source, result: Array, stored: dict[Array, str]) -> Epilog
 
     Args:
         product: [..., N].
-        result: what is to be written instead, element by element at the same place.
+        result: what is to be written instead, element by element at the same place; or half as wide, out of the
+            elements at the same place of both halves of the product.
         stored: arrays in memory.
     """
     base = unreshaped(result)
-    size = sympy.expand(sympy.Mul(*base.shape) - sympy.Mul(*product.shape))
-    if size != 0:
-        return "what follows has other sizes"
+    size, whole = sympy.Mul(*base.shape), sympy.Mul(*product.shape)
     n = product.shape[-1]
+    paired = sympy.expand(2 * size - whole) == 0 and n.is_Integer and n % 2 == 0
+    if not paired and sympy.expand(size - whole) != 0:
+        return "what follows has other sizes"
+    if paired:
+        n = n / 2
     rows = sympy.Mul(*product.shape[:-1])
     frame = tuple(sympy.Symbol(name, integer=True, nonnegative=True) for name in ("row", "column"))
     extents: Index = (rows, n)
@@ -58,12 +64,12 @@ def epilogue(product: Source, result: Array, stored: dict[Array, str]) -> Epilog
         return str(reason)
     if reader.reduced is not None:
         return "a reduction follows"
-    return _Writer(reader, Target(flat, frame, made), frame, n).function()
+    return _Writer(reader, Target(flat, frame, made), frame, n, paired).function()
 
 
 class _Writer(Writer):
-    def __init__(self, reader: Reader, target: Target, frame: tuple[sympy.Symbol, ...], n: Expr) -> None:
-        self._frame, self._n = frame, n
+    def __init__(self, reader: Reader, target: Target, frame: tuple[sympy.Symbol, ...], n: Expr, paired: bool) -> None:
+        self._frame, self._n, self._paired = frame, n, paired
         super().__init__(reader, [target], "places")
 
     def _join(self, symbols: tuple[sympy.Symbol, ...], letter: str) -> list[sympy.Symbol]:
@@ -75,22 +81,26 @@ class _Writer(Writer):
     def function(self) -> Epilogue | str:
         """The function, or why there is none."""
         row, column = self._frame
-        here = sympy.expand(row * self._n + column)
+        here = sympy.expand(row * self._n * (1 + self._paired) + column)
+        halves = {here: "value", here + self._n: "up"} if self._paired else {here: "value"}
         names = [name for name in self.inputs if name != "value"]
         if len(names) > _TENSORS:
             return f"it reads {len(names)} tensors"
         self.inputs = {name: i for i, name in enumerate(names)}
         for instruction in self.needed:
             if instruction.kind == "load" and instruction.code == "value":
-                if sympy.expand(self.place[instruction] - here) != 0:
+                name = halves.get(sympy.expand(self.place[instruction]))
+                if name is None:
                     return "the product is read at other places"
-                self.names[instruction] = "value"
+                self.names[instruction] = name
+        if set(self.names.values()) != set(halves.values()):
+            return "a part of the product is not read"
         for instruction in self.needed:
             self._line(instruction)
         if self.sizes:
             return "it depends on sizes that the product does not know"
         self._say(f"return {self.names[self.targets[0].value]}")
-        return Epilogue("\n".join(self.lines) + "\n", tuple(names))
+        return Epilogue("\n".join(self.lines) + "\n", tuple(names), self._paired)
 
     def _load(self, instruction: Instruction) -> str:
         place = self._text(self.place[instruction])

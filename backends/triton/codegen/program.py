@@ -13,9 +13,10 @@ from .arrays import Array, Source, Unfit
 from .listing import Line, with_deletions
 from .operands import SETTINGS
 from .operators import EXPRESSIONS, Operator
-from .products import PENDING, Products
+from .products import PENDING
 from .torch_calls import VIEWS
 from .values import Made, Scope
+from .whole import Whole
 
 _HEADER = '''"""{title}"""
 
@@ -60,7 +61,7 @@ def generate(graph: Graph, title: str = "A graph compiled by Burnish") -> Progra
     return _Writer(graph, title).program()
 
 
-class _Writer(Products):
+class _Writer(Whole):
     def program(self) -> Program:
         graph = self.graph.graph
         for n, value in enumerate(graph.inputs):
@@ -95,10 +96,14 @@ class _Writer(Products):
             return
         inner = list(function)
         outer = {a: b for a, b in zip(function.inputs, node.inputs, strict=False) if b is not None}
-        scope = Scope(inner, [f"{key}.{n}" for n in range(len(inner))], function.outputs, module_path(node), outer)
+        keys = [f"{key}.{n}" for n in range(len(inner))]
+        scope = Scope(inner, keys, function.outputs, module_path(node), outer, self._halves(node, function))
         self.scope = scope
         self._block(scope)
         for result, value in zip(function.outputs, node.outputs, strict=True):
+            if result in scope.later and self._postpone(result):
+                self.made[value] = Made(self.made[result].array)
+                continue
             name = self._variable(result)
             self.made[value] = Made(self.made[result].array, name)
             self._bind(value, name)
@@ -109,22 +114,30 @@ class _Writer(Products):
         self.scope = None
 
     def _block(self, scope: Scope) -> None:
-        pending: list[onnx_ir.Value] = []
-        for node, key in zip(scope.nodes, scope.keys, strict=True):
-            if is_op(node, "Constant"):
-                continue
-            reason = self._product(node, key, scope) or self._express(node, key, scope)
-            if reason is None or reason == PENDING:
-                pending += [v for v in node.outputs if v.name and (v.uses() or v in scope.outputs)]
-                continue
-            self._torch(node, key, node.inputs, reason)
+        rotations = {rotation.place: rotation for rotation in self._rotations(scope)}
+        done = {node for rotation in rotations.values() for node in rotation.nodes}
+        for place, (node, key) in enumerate(zip(scope.nodes, scope.keys, strict=True)):
+            if node not in done:
+                self._node(node, key, scope)
+            if place in rotations:
+                self._rotate(rotations[place])
         keep = [v for v in scope.outputs if v in self.made and not self.made[v].name]
         if len(scope.nodes) == 1 and scope.nodes[0].op_type in VIEWS and not scope.nodes[0].domain:
             return  # a view: made where it is needed
         wanted = [v for v in keep if self.made[v].array is not None and not self._is_view(v)]
+        wanted = [v for v in wanted if v not in scope.later or not self._postpone(v)]
         if wanted:
             self._store(wanted, [scope.title])
         self._report(scope)
+
+    def _node(self, node: onnx_ir.Node, key: str, scope: Scope) -> None:
+        if is_op(node, "Constant") or self._append(node, scope):
+            return
+        reason = self._attention(node)
+        if reason is None:
+            reason = self._product(node, key, scope) or self._express(node, key, scope)
+        if reason and reason != PENDING:
+            self._torch(node, key, node.inputs, reason)
 
     def _is_view(self, value: onnx_ir.Value) -> bool:
         """Whether PyTorch gives a value without a copy."""

@@ -43,13 +43,14 @@ class Made:
 
 @dataclass
 class Scope:
-    """Nodes that become kernels together."""
+    """Nodes that become kernels together; of its outputs, ``later`` may be left to what reads them."""
 
     nodes: Sequence[onnx_ir.Node]
     keys: Sequence[str]
     outputs: Sequence[onnx_ir.Value]
     title: str
     outer: Mapping[onnx_ir.Value, onnx_ir.Value] = field(default_factory=dict)
+    later: tuple[onnx_ir.Value, ...] = ()
     names: list[str] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
 
