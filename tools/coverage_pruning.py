@@ -91,7 +91,11 @@ class Row:
 def prepared(name: str) -> tuple[Graph, dict[str, Array]]:
     """A family's graph after the lossless passes, and inputs for it."""
     family: Family = {**FAMILIES, **pruning_families()}[name]
-    model = made(family)
+    return imported(made(family), family)
+
+
+def imported(model: torch.nn.Module, family: Family) -> tuple[Graph, dict[str, Array]]:
+    """The same of a model of a family with weights of one's own."""
     torch.manual_seed(1)
     inputs = family.inputs(*EXAMPLE)
     graph = import_module(model, (), inputs, family.dynamic).graph

@@ -1,4 +1,4 @@
-"""``PruneExperts``: experts that the router hardly chooses go."""
+"""``PruneExperts``: experts that the router hardly chooses go, or are merged into others."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ...ir.weights import lazy
 from .. import selectors
 from ..base import Context, Outcome, Pass, Stage
 from ..statistics import Moments
+from . import merging
 
 Array = np.ndarray[Any, Any]
 RULE = "prune experts"
@@ -47,11 +48,14 @@ class PruneExperts(Pass):
     """Remove the experts of a mixture that the router chooses least (survey, section 7.2.1).
 
     The router never chooses them again, and their weights leave the model; a token that would have gone to one of them
-    goes to the next best. Experts are found by data flow: weights of which single matrices are read by number, behind a
-    router that takes the best few of as many.
+    goes to the next best. Or groups of experts are merged: the router stays, and all of a group read the mean of their
+    weights by usage (M-SMoE, Li et al. 2024). That is for experts that have weights in common, as those that were made
+    of one dense layer do: neurons are taken in the order that they have. Experts are found by data flow: weights of
+    which single matrices are read by number, behind a router that takes the best few of as many.
 
     Attributes:
         ratio: share of the experts of each layer that go; as many stay as each token is sent to.
+        merge: merge experts whose weights differ least for what they are used, instead of removing some.
         include: selectors of the routers' products or experts; all if empty.
 
     Raises:
@@ -64,6 +68,7 @@ class PruneExperts(Pass):
     approximate = True
 
     ratio: float = 0.25
+    merge: bool = False
     include: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -91,10 +96,13 @@ class PruneExperts(Pass):
             if gone < 1:
                 outcome.skipped(where, f"all {layer.count} experts stay: each token needs {layer.chosen}")
                 continue
+            outcome.count(RULE, gone)
+            if self.merge:
+                _merge(edit, layer, np.maximum(usage, 1e-12), layer.count - gone, where, outcome)
+                continue
             least = np.sort(np.argsort(usage, kind="stable")[:gone])
             _remove(edit, layer, least)
             share = float(usage[least].sum() / usage.sum())
-            outcome.count(RULE, gone)
             outcome.applied(
                 where, f"{gone} of {layer.count} experts removed, which had {share:.1%} of the routing",
                 removed=[int(e) for e in least], usage=share,
@@ -186,21 +194,53 @@ def _remove(edit: Editor, layer: Layer, least: Array) -> None:
     made = edit.at(first).op("Add", [layer.logits, edit.initializer(onnx_ir.Tensor(closed, dtype=dtype), "closed")])
     for node, index in readers:
         node.replace_input_with(index, made)
-    for stack, reads in zip(layer.stacks, layer.reads, strict=True):
-        for node in reads:
-            number = constant(node.inputs[1])
-            assert number is not None
-            # The product by an expert that is gone has no rows: whose weights it names does not matter.
-            node.replace_input_with(1, edit.at(node).ints(int(place[int(number) % count]), "expert"))
-        _shrink(edit, stack, keep)
+    # The product by an expert that is gone has no rows: whose weights it names does not matter.
+    _renumber(edit, layer, place)
+    for stack in layer.stacks:
+        _shrink(edit, stack, np.eye(count)[keep])
 
 
-def _shrink(edit: Editor, stack: onnx_ir.Value, keep: Array) -> None:
+def _merge(edit: Editor, layer: Layer, usage: Array, left: int, where: str, outcome: Outcome) -> None:
+    """Let all experts of a group read the mean of their weights."""
+    products = merging.gram(tensor.numpy() for stack in layer.stacks if (tensor := tensor_of(stack)) is not None)
+    groups = merging.groups(products, usage, left)
+    shares = merging.mixture(groups, usage)
+    changed = merging.change(products, shares, usage)
+    _renumber(edit, layer, np.asarray([int(shares[:, expert].argmax()) for expert in range(layer.count)]))
+    for stack in layer.stacks:
+        _shrink(edit, stack, shares)
+    text = f"{layer.count} experts became {left}: their weights changed by {changed:.1%} of their squares"
+    values = {"groups": groups, "change": float(f"{changed:.3g}")}
+    outcome.applied(where, text, **values)
+    if changed > merging.STRANGERS:
+        outcome.missed(where, "the experts that were merged have little in common: merge=False may lose less", **values)
+
+
+def _renumber(edit: Editor, layer: Layer, place: Array) -> None:
+    """Let each expert read the matrix at another place of the stacks."""
+    for node in (node for reads in layer.reads for node in reads):
+        number = constant(node.inputs[1])
+        assert number is not None
+        node.replace_input_with(1, edit.at(node).ints(int(place[int(number) % layer.count]), "expert"))
+
+
+def _shrink(edit: Editor, stack: onnx_ir.Value, mix: Array) -> None:
+    """Replace a stack of matrices by sums of them, ``mix`` being ``[stay, experts]``."""
     tensor = tensor_of(stack)
     assert tensor is not None
-    shape = [len(keep), *sizes_of(tensor)[1:]]
+    shape = [len(mix), *sizes_of(tensor)[1:]]
     name = f"{stack.name}.pruned"
-    new = edit.initializer(lazy(lambda: np.ascontiguousarray(tensor.numpy()[keep]), tensor.dtype, shape, name), name)
+
+    def compute() -> Array:
+        old = tensor.numpy()
+        new = np.empty(shape, old.dtype)
+        for at, row in enumerate(mix):
+            members = np.flatnonzero(row)
+            parts = [old[e] if row[e] == 1 else row[e] * old[e].astype(np.float32) for e in members]
+            new[at] = parts[0] if len(parts) == 1 else np.sum(parts, axis=0)
+        return new
+
+    new = edit.initializer(lazy(compute, tensor.dtype, shape, name), name)
     for use in tuple(stack.uses()):
         use.node.replace_input_with(use.idx, new)
         if is_op(use.node, "Transpose"):
