@@ -37,6 +37,7 @@ from .cache import Cache, cacheable, digest_graph, digest_path, key_of, open_cac
 from .calibration import DataFile, digest_inputs
 from .checks import accuracy_check, numerics_check, pass_context
 from .inputs import Calibration
+from .kernel_times import asked_for
 from .kernels import describe, on_kernels
 from .measure import measure, node_count, weight_count
 from .model import ANYWHERE
@@ -289,7 +290,9 @@ def _compile(
             observe = stack.enter_context(Statistics(graph, calibration, folder.parent, progress, cache=store))
         random = on_random_tokens(stack, imported, graph, folder.parent, progress)
         context = pass_context(stack, imported, how.target, calibration, folder.parent, store, progress, how.passes)
-        context = replace(context, observe=observe, observe_made_up=random)
+        times = asked_for(how.passes, None if store is None else store.folder)
+        clock = None if times is None else times.unlowered
+        context = replace(context, observe=observe, observe_made_up=random, clock=clock)
         accuracy = accuracy_check(
             stack, imported, how.passes, how.evaluation, how.verify, how.target, calibration, folder.parent, remarks
         )
@@ -302,7 +305,9 @@ def _compile(
                 imported = retyped(imported)
                 decoder = imported.decoder if decoder is not None else None
         with _timed(seconds, "lowering"):
-            backend = [] if how.target in ANYWHERE else lower(graph, target=how.target)
+            backend = [] if how.target in ANYWHERE else lower(graph, target=how.target, clock=times)
+            if times is not None:
+                times.save()
             if how.verify != "off":
                 _verify_lowered(graph, records)
         for name in (MANIFEST_KEY, REPORT_KEY):  # of a model that was compiled before and loaded with onnx

@@ -26,9 +26,12 @@ from ..backends.onnxruntime.writer import write
 from ..frontends.torch_export.dynamo import Captured, Traced, import_traced, trace_captured
 from ..frontends.torch_export.sharing import Plan, divide
 from ..ir.errors import BurnishError, OptionError, UnsupportedError, nearest
-from ..passes.base import Context
+from ..passes.base import Context, Pass, Stage
+from ..passes.fuse.choose_kernels import ChooseKernels
 from ..passes.presets import PRESETS
 from ..passes.spec import Passes, check_order, implied, parse
+from .cache import open_cache
+from .kernel_times import asked_for
 from .measure import node_count
 from .pipeline import run_passes
 from .torch_constants import Constants
@@ -37,6 +40,8 @@ from .torch_report import GraphReport, reports
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 """Torch's own modes: they say whether CUDA graphs are recorded, and mean the same on the CPU."""
 _BACKENDS = ("auto", "onnxruntime", "triton")
+_THOROUGH = 20.0
+"""Seconds of measuring in ``mode="max-autotune"``."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Options:
         fallback: whether a graph that cannot be compiled runs eagerly; an error if not.
         backend: ``onnxruntime`` or ``triton``; by default the former on the CPU and the latter on CUDA.
         cuda_graph: whether launches are recorded and replayed, on CUDA; ``mode="reduce-overhead"`` sets it.
+        measure: seconds that a compilation may spend on choosing kernels of ONNX Runtime by measurement; 0 for none.
+            What is measured is kept in the cache folder. ``mode="max-autotune"`` sets it to 20.
 
     Raises:
         OptionError: a value that makes no sense.
@@ -63,6 +70,7 @@ class Options:
     fallback: bool = True
     backend: str = "auto"
     cuda_graph: bool = False
+    measure: float = 2.0
 
     def __post_init__(self) -> None:
         for name, least in (("max_compilations", 1), ("fingerprint_every", 0)):
@@ -71,6 +79,8 @@ class Options:
                 raise OptionError(f"{name}={value!r} is not a number from {least}", where="options=")
         if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
             raise OptionError(f"threads={self.threads!r} is not a number of threads", where="options=")
+        if not isinstance(self.measure, int | float) or not self.measure >= 0:
+            raise OptionError(f"measure={self.measure!r} is not a number of seconds", where="options=")
         for name in ("fallback", "cuda_graph"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name}={getattr(self, name)!r} is neither True nor False", where="options=")
@@ -127,6 +137,8 @@ def _settings(mode: str | None, given: dict[str, Any]) -> Options:
         given.setdefault("passes", mode)
     if mode in ("reduce-overhead", "max-autotune"):
         given.setdefault("cuda_graph", True)
+    if mode in ("max-autotune", "max-autotune-no-cudagraphs"):
+        given.setdefault("measure", _THOROUGH)
     return Options(**given)
 
 
@@ -216,13 +228,22 @@ class _Compiled:
             from .kernels import on_kernels
 
             passes = on_kernels(passes)
-        run_passes(captured.graph, passes, Context(target=target), [])
+        settings = self._settings
+        if target == "onnxruntime" and settings.measure and passes and not any(map(_chooses, passes)):
+            passes = [*passes, ChooseKernels(settings.measure)]
+        store = open_cache(None, from_disk=True)
+        times = asked_for(passes, None if store is None else store.folder, settings.threads)
+        clock = None if times is None else times.unlowered
+        records = run_passes(captured.graph, passes, Context(target=target, clock=clock), [])
+        self.report.remarks = [remark for record in records for remark in record.outcome.remarks]
         if target == "triton":
             from ..backends.triton.session import Session as TritonSession
 
             (device,) = {value.device for value in inputs if isinstance(value, torch.Tensor)}
             return TritonSession(captured.graph, device=device, cuda_graph=self._settings.cuda_graph)
-        lower(captured.graph)
+        self.report.remarks += lower(captured.graph, clock=times)
+        if times is not None:
+            times.save()
         folder = tempfile.mkdtemp(prefix="burnish-torch-")
         try:
             path = Path(folder) / "model.onnx"
@@ -266,6 +287,11 @@ class _Compiled:
         if self._epoch != _epoch:
             return "refresh() was called"
         return self._constants.changed(args, self.report.calls)
+
+
+def _chooses(item: Pass) -> bool:
+    """Whether a pass makes choices of its own about what is joined."""
+    return item.stage is Stage.FUSE
 
 
 def _owned(outputs: Sequence[Any], feeds: Iterable[torch.Tensor]) -> list[Any]:

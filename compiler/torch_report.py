@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..ir.remarks import Remark
+
 _NAMES = {"onnxruntime": "ONNX Runtime", "triton": "Triton"}
 
 
@@ -24,6 +26,7 @@ class GraphReport:
         why: of the last such call.
         apart: operators without a rule that PyTorch's decompositions were taken for.
         backend: what it runs on.
+        remarks: what passes and lowering said of the last compilation: rewrites, choices of kernels and their figures.
     """
 
     nodes: int
@@ -38,6 +41,7 @@ class GraphReport:
     why: str | None = None
     apart: tuple[str, ...] = ()
     backend: str = "onnxruntime"
+    remarks: list[Remark] = field(default_factory=list, repr=False)
 
     def __str__(self) -> str:
         how = f"eager: {self.eager}" if self.eager else f"{self.operators} nodes on {_NAMES[self.backend]}"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .canonicalize.canonicalize import Canonicalize as Canonicalize
     from .distill.distill import Distill as Distill
     from .fuse.fuse import Fuse as Fuse
+    from .fuse.choose_kernels import ChooseKernels as ChooseKernels
     from .fuse.merge_products import MergeProducts as MergeProducts
     from .prune.experts import PruneExperts as PruneExperts
     from .prune.layers import DropLayers as DropLayers
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Canonicalize": ".canonicalize.canonicalize",
+    "ChooseKernels": ".fuse.choose_kernels",
     "CompactZeros": ".sparsify.compact",
     "CompensateLowRank": ".quantize.compensate",
     "Context": ".base",
@@ -68,6 +70,7 @@ _HOME = {
 
 __all__ = [
     "Canonicalize",
+    "ChooseKernels",
     "CompactZeros",
     "CompensateLowRank",
     "Context",

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir
 
 from ..ir.errors import CalibrationError
+from ..ir.excerpt import Clock
 from ..ir.graph import Graph
 from ..ir.remarks import Remark
 from .statistics import Observer
@@ -224,6 +225,7 @@ class Context:
         distill: trains weights; None where there is no data, or no pass that needs the model as it came.
         influence: derivatives of the loss; None where there is no data.
         latency: of small models on the target; None where nothing can be measured.
+        clock: of several ways to compute the same, as the target runs them; None where nobody asked to measure.
         learn_codes: trains quantized weights; None where :attr:`distill` is.
     """
 
@@ -239,6 +241,7 @@ class Context:
     influence: Influence | None = None
     latency: Latency | None = None
     learn_codes: LearnedCodes | None = None
+    clock: Clock | None = None
 
     @property
     def has_calibration(self) -> bool:

@@ -46,6 +46,7 @@ PASSES: dict[str, Entry] = {
     "linearize_attention": Entry(".attention.linear", "LinearizeAttention"),
     "quantize_cache": Entry(".attention.quantize_cache", "QuantizeCache"),
     "merge_products": Entry(".fuse.merge_products", "MergeProducts"),
+    "choose_kernels": Entry(".fuse.choose_kernels", "ChooseKernels"),
     "fuse": Entry(".fuse.fuse", "Fuse"),
 }
 """Every pass by the name it has in a specification, in the order they run."""

@@ -19,7 +19,8 @@ _SPLIT = [0, 2, 1, 3]
 def lower_attention(graph: Graph) -> list[Remark]:
     """Give ``Attention`` its cache as ``past`` inputs, and its operands with heads side by side.
 
-    Each saves the copies of a ``Concat``, or of a ``Reshape`` and ``Transpose``, per operand and layer.
+    Each saves the copies of a ``Concat``, or of a ``Reshape`` and ``Transpose``, per operand and layer. Keys and values
+    that are outputs of the graph become outputs of the operator, which copies them as it divides the heads anyway.
     """
     past, flat = Editor(graph, PAST), Editor(graph, FLAT)
     flat.names = past.names
@@ -139,7 +140,10 @@ def _many(node: onnx_ir.Node) -> bool:
 def _flatten(edit: Editor, node: onnx_ir.Node) -> int:
     operands = [_operand(_input(node, i)) for i in range(3)]
     query, key, value = operands
-    if query is None or key is None or value is None or any(_many(o.last) for o in (query, key, value)):
+    if query is None or key is None or value is None or _many(query.last):
+        return 0
+    kept = _many(key.last) or _many(value.last)
+    if kept and not _keeps(node, [key.last.outputs[0], value.last.outputs[0]]):
         return 0
     uses = list(node.outputs[0].uses())
     if len(uses) != 1 or node.outputs[0].is_graph_output():
@@ -157,15 +161,28 @@ def _flatten(edit: Editor, node: onnx_ir.Node) -> int:
     edit.at(node, [node])
     inputs = [_flat(edit, operand, node) for operand in (query, key, value)] + list(node.inputs[3:])
     attributes = {**_attributes(node), "q_num_heads": query.heads, "kv_num_heads": key.heads}
-    outputs = edit.ops("Attention", inputs, attributes, outputs=len(node.outputs), hint=node.name, infer_types=False)
+    count = 3 if kept else len(node.outputs)
+    outputs = edit.ops("Attention", inputs, attributes, outputs=count, hint=node.name, infer_types=False)
     result = reshape.outputs[0]
     outputs[0].type, outputs[0].shape = result.type, result.shape
-    for new, old in zip(outputs[1:], node.outputs[1:], strict=True):
+    given = [key.last.outputs[0], value.last.outputs[0]] if kept else list(node.outputs[1:])
+    for new, old in zip(outputs[1:], given, strict=True):
         new.type, new.shape = old.type, old.shape
+    if kept:  # the old node goes, and must not read what takes the place of its operands
+        node.replace_input_with(1, None)
+        node.replace_input_with(2, None)
+    for new, old in zip(outputs[1:], given, strict=True):
         edit.replace(old, new)
     edit.replace(result, outputs[0])
-    edit.sweep([reshape])
+    edit.sweep([reshape, *((key.last, value.last) if kept else ())])
     return 1
+
+
+def _keeps(node: onnx_ir.Node, cache: list[onnx_ir.Value]) -> bool:
+    """Whether keys and values that others read, too, can be outputs of the operator: nothing else is yet."""
+    if len(node.outputs) > 1 or _input(node, 4) is not None or _input(node, 5) is not None or cache[0] is cache[1]:
+        return False
+    return not any(use.node is not node and _before(use.node, node) for value in cache for use in value.uses())
 
 
 def _flat(edit: Editor, operand: _Operand, node: onnx_ir.Node) -> onnx_ir.Value:

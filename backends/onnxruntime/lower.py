@@ -5,28 +5,36 @@ from __future__ import annotations
 from typing import Literal
 
 from ...ir.errors import OptionError, nearest
+from ...ir.excerpt import Clock
 from ...ir.graph import Graph
 from ...ir.outline import inline_all
 from ...ir.remarks import Remark
+from .activation import lower_activations
 from .attention import lower_attention
+from .attention_kernels import choose_attention
+from .choice import Choices
 from .codebook import lower_codebook
+from .concatenated import lower_concatenated
 from .integer import lower_integer
 from .legality import check, nonstandard
 from .nbits import lower_quantized
-from .normalization import keep_layer_norms_apart, lower_skip_norms
+from .normalization import lower_residual_norms
+from .rows import flatten_rows
 from .transposes import fold_transposes
 
 Target = Literal["onnxruntime", "onnx"]
 TARGETS = ("onnxruntime", "onnx")
 
 
-def lower(graph: Graph, target: str = "onnxruntime") -> list[Remark]:
+def lower(graph: Graph, target: str = "onnxruntime", clock: Clock | None = None) -> list[Remark]:
     """Rewrite ``graph`` in place for a target.
 
     Args:
         graph: after the passes; weights stay unread, those of int8 products excepted.
         target: ``onnxruntime`` (contrib operators of the installed build allowed) or ``onnx`` (standard operators
             only: the file passes ``onnx.checker`` and runs in ``onnx.reference``).
+        clock: takes the time of kernels that could do the same, and the faster one is taken; without it, or where it
+            does not know, a rule of thumb decides.
 
     Returns:
         Every choice made, and every non-standard operator used.
@@ -52,8 +60,13 @@ def lower(graph: Graph, target: str = "onnxruntime") -> list[Remark]:
     remarks += lower_codebook(graph)
     remarks += fold_transposes(graph)
     remarks += lower_attention(graph)
-    remarks += lower_skip_norms(graph)
-    remarks += keep_layer_norms_apart(graph)
+    remarks += flatten_rows(graph)
+    choices = Choices(graph, clock)
+    remarks += choose_attention(graph, choices)
+    remarks += lower_residual_norms(graph, choices)
+    remarks += lower_activations(graph, choices)
+    remarks += lower_concatenated(graph, choices)
+    remarks += choices.remarks
     remarks += check(graph)
     for name, count in sorted(nonstandard(graph).items()):
         remarks.append(Remark("applied", "", f"non-standard operator {name} used {count} times", {name: count}))

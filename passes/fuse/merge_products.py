@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
+from ...ir.excerpt import Clock, timed
 from ...ir.graph import Graph, attribute, dims, is_op, module_path, tensor_of
 from ...ir.rewrite import Editor
 from ...ir.weights import lazy
 from ..base import Context, Outcome, Pass, Stage
 
 RULE = "x * W1, x * W2 => split(x * [W1 W2])"
+_MARGIN = 0.97
+"""Part of their time that products may take at most as one, if that is measured: less is noise."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,20 @@ class MergeProducts(Pass):
 
     Attributes:
         floats: whether products by weights in floating point are joined, too.
+        measured: whether only those are joined that are faster so, by a measurement on this machine.
     """
 
     stage = Stage.FUSE
 
     floats: bool = True
+    measured: bool = False
 
     def run(self, graph: Graph, context: Context) -> Outcome:
         """Join what can be joined; say of products that share an input why they were not."""
         outcome = Outcome()
+        if self.measured and context.clock is None:
+            outcome.skipped("", "no products of the same input were joined: nothing can be timed here")
+            return outcome
         edit = Editor(graph, RULE)
         shared: dict[onnx_ir.Value, list[onnx_ir.Node]] = {}
         for node in graph.graph:
@@ -44,12 +52,12 @@ class MergeProducts(Pass):
                 shared.setdefault(node.inputs[0], []).append(node)
         for nodes in shared.values():
             if len(nodes) > 1:
-                self._group(edit, nodes, outcome)
+                self._group(edit, nodes, outcome, context.clock)
         if not outcome.changed:
             outcome.skipped("", "no two products of the same input could be joined")
         return outcome
 
-    def _group(self, edit: Editor, nodes: Sequence[onnx_ir.Node], outcome: Outcome) -> None:
+    def _group(self, edit: Editor, nodes: Sequence[onnx_ir.Node], outcome: Outcome, clock: Clock | None) -> None:
         alike: dict[Any, list[_Product]] = {}
         for node in nodes:
             product = _read(node)
@@ -61,9 +69,19 @@ class MergeProducts(Pass):
                 alike.setdefault(product.kind, []).append(product)
         for group in alike.values():
             if len(group) > 1:
+                faster = _faster(edit.graph, group, clock) if self.measured and clock is not None else ""
+                if faster is None:
+                    outcome.skipped(module_path(group[0].node), "not joined with its siblings: they were not timed")
+                    continue
+                if isinstance(faster, float):
+                    if faster >= _MARGIN:
+                        reason = f"joined they take {faster:.2f} times the time"
+                        outcome.skipped(module_path(group[0].node), f"not joined with its siblings: {reason}")
+                        continue
+                    faster = f", which takes {faster:.2f} times the time"
                 _join(edit, group)
                 outcome.count(RULE)
-                outcome.applied(module_path(group[0].node), f"{len(group)} products of one input joined")
+                outcome.applied(module_path(group[0].node), f"{len(group)} products of one input joined{faster}")
             elif len(alike) > 1:
                 reason = "its weight is stored in another way than theirs"
                 outcome.missed(module_path(group[0].node), f"not joined with its siblings: {reason}")
@@ -88,6 +106,11 @@ class _Product:
     channels: int
     add: onnx_ir.Node | None
     bias: onnx_ir.Value | None
+
+    @property
+    def nodes(self) -> list[onnx_ir.Node]:
+        """What computes it, its bias included."""
+        return [node for node in (self.dequantize, self.transpose, self.node, self.add) if node is not None]
 
     @property
     def kind(self) -> Any:
@@ -126,7 +149,20 @@ def _chain(value: onnx_ir.Value | None) -> list[onnx_ir.Node] | None:
     return nodes if tensor_of(value) is not None else None
 
 
-def _read(node: onnx_ir.Node) -> _Product | str:
+def _faster(graph: Graph, group: Sequence[_Product], clock: Clock) -> float | None:
+    """What products take as one, as a part of what they take by themselves; None if it is not known."""
+    members = {node for product in group for node in product.nodes}
+    nodes = [node for node in graph.graph if node in members]
+    taken = timed(graph, nodes, {"apart": lambda small: None, "joined": _join_alone}, clock)
+    return None if taken is None else taken["joined"] / taken["apart"]
+
+
+def _join_alone(graph: Graph) -> None:
+    products = [_read(node, alone=True) for node in graph.graph if is_op(node, "MatMul", "Gemm")]
+    _join(Editor(graph, "timed"), [product for product in products if isinstance(product, _Product)])
+
+
+def _read(node: onnx_ir.Node, alone: bool = False) -> _Product | str:
     chain = _chain(node.inputs[1])
     assert chain is not None
     transpose = next((n for n in chain if is_op(n, "Transpose")), None)
@@ -156,7 +192,7 @@ def _read(node: onnx_ir.Node) -> _Product | str:
         return "its weight has one scale for all channels"
     if any(len(dims(v) or ()) == 1 and dims(v) != (channels,) for v in tensors[1:]):
         return "its weight has no scale for each output channel"
-    if any(value.is_graph_output() for value in node.outputs):
+    if not alone and any(value.is_graph_output() for value in node.outputs):
         return "it is an output of the graph"
     add, bias = None, None
     if is_op(node, "Gemm"):
@@ -164,18 +200,18 @@ def _read(node: onnx_ir.Node) -> _Product | str:
         if bias is not None and (tensor_of(bias) is None or dims(bias) != (channels,)):
             return "its bias is no constant vector"
     else:
-        add, bias = _added(node, channels)
+        add, bias = _added(node, channels, alone)
     return _Product(node, transpose, dequantize, tensors, axis, channels, add, bias)
 
 
-def _added(node: onnx_ir.Node, channels: int) -> tuple[onnx_ir.Node | None, onnx_ir.Value | None]:
+def _added(node: onnx_ir.Node, channels: int, alone: bool) -> tuple[onnx_ir.Node | None, onnx_ir.Value | None]:
     """The addition of a constant vector that alone reads a product."""
     uses = list(node.outputs[0].uses())
     if len(uses) != 1 or not is_op(uses[0].node, "Add") or uses[0].node.graph is not node.graph:
         return None, None
     add = uses[0].node
     bias = add.inputs[1 - uses[0].idx]
-    if tensor_of(bias) is None or dims(bias) != (channels,) or add.outputs[0].is_graph_output():
+    if tensor_of(bias) is None or dims(bias) != (channels,) or (not alone and add.outputs[0].is_graph_output()):
         return None, None
     return add, bias
 

@@ -1,0 +1,74 @@
+"""GELU behind a product with a bias: in a kernel of its own, or together with the bias."""
+
+from __future__ import annotations
+
+import onnx_ir
+
+from ...ir.graph import Graph, attribute, dims, is_op, producer, tensor_of
+from ...ir.remarks import Remark
+from ...ir.rewrite import Editor
+from . import kernels
+from .choice import Choices
+from .legality import type_name
+
+RULE = "gelu(x + bias) => BiasGelu"
+_JOINED, _APART = "BiasGelu", "bias with the product and Gelu"
+
+
+def lower_activations(graph: Graph, choices: Choices | None = None) -> list[Remark]:
+    """Let one kernel add the bias of a product and compute GELU.
+
+    Apart, the runtime adds the bias while it computes the product, and GELU reads the result once more; joined it is
+    one node less. Only the exact GELU, by the error function, has such a kernel.
+    """
+    choices = choices or Choices(graph, None)
+    edit, count = Editor(graph, RULE), 0
+    for gelu in [n for n in graph.graph if is_op(n, "Gelu")]:
+        found = _place(gelu)
+        if found is None:
+            continue
+        product, add = found
+        variants = {_APART: lambda small: None, _JOINED: _join_alone}
+        like = (str(dims(product.inputs[0])), str(dims(gelu.outputs[0])))
+        if choices.pick([product, add, gelu], variants, _JOINED, like) == _JOINED:
+            _join(edit, add, gelu)
+            count += 1
+    return [Remark("applied", "", f"{RULE}: {count} times", {RULE: count})] if count else []
+
+
+def _place(gelu: onnx_ir.Node) -> tuple[onnx_ir.Node, onnx_ir.Node] | None:
+    """The product and the addition of its bias that a GELU alone reads."""
+    add = producer(gelu.inputs[0], "Add")
+    if add is None or attribute(gelu, "approximate", "none") != "none" or add.graph is not gelu.graph or _many(add):
+        return None
+    kind = type_name(gelu.inputs[0])
+    if kind != "tensor(float)" or not kernels.has("com.microsoft", _JOINED, 1, [kind, kind]):
+        return None
+    for value, bias in (add.inputs, add.inputs[::-1]):
+        product = producer(value, "MatMul")
+        channels = (dims(add.outputs[0]) or (None,))[-1]
+        if product is not None and not _many(product) and tensor_of(bias) is not None and dims(bias) == (channels,):
+            return product, add
+    return None
+
+
+def _many(node: onnx_ir.Node) -> bool:
+    return len(list(node.outputs[0].uses())) != 1 or node.outputs[0].is_graph_output()
+
+
+def _join_alone(graph: Graph) -> None:
+    for gelu in [n for n in graph.graph if is_op(n, "Gelu")]:
+        found = _place(gelu)
+        if found is not None:
+            _join(Editor(graph, "timed"), found[1], gelu)
+
+
+def _join(edit: Editor, add: onnx_ir.Node, gelu: onnx_ir.Node) -> None:
+    value, bias = add.inputs if tensor_of(add.inputs[1]) is not None else add.inputs[::-1]
+    old = gelu.outputs[0]
+    edit.at(gelu, [add, gelu])
+    new = edit.op(
+        _JOINED, [value, bias], domain="com.microsoft", dtype=old.dtype, shape=old.shape, hint=gelu.name
+    )  # fmt: skip
+    edit.replace(old, new)
+    edit.sweep([gelu])

@@ -1,0 +1,157 @@
+"""A few nodes of a graph as a graph of their own with plain sizes, so that ways to compute them can be timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir
+
+from .graph import Graph, sizes_of, tensor_of
+from .outline import boundary
+from .symbolic import evaluate, symbols_of
+
+Clock = Callable[[Sequence[Graph]], "Sequence[float] | None"]
+"""Seconds of one run of each of some small graphs with plain sizes, measured in the same way on the machine at hand, so
+that they can be compared; None where one of them is not measured."""
+Variant = Callable[[Graph], object]
+"""Rewrites a small graph in place, so that it computes the same in another way."""
+
+_READ = 1024
+"""Constants of at most this many elements keep their values: shapes, axes, scales."""
+_LARGEST = 256 << 20
+"""Bytes of constants up to which an excerpt is made."""
+_TOKENS = 128
+_BATCH = 1
+_CACHE = "past_key_values"
+
+
+def usual_sizes(graph: Graph) -> list[dict[str, int]]:
+    """Sizes to time nodes of ``graph`` at: batches of one, other named sizes 128; a decoder also by the token."""
+    names: dict[str, int] = {}
+    batches: set[str] = set()
+    caches: set[str] = set()
+    for value in graph.graph.inputs:
+        shape = value.shape or ()
+        for axis, dim in enumerate(shape):
+            for name in symbols_of(dim):
+                names[name] = _TOKENS
+                if axis == 0 and len(shape) > 1:
+                    batches.add(name)
+                if (value.name or "").startswith(_CACHE):
+                    caches.add(name)
+    names |= dict.fromkeys(batches, _BATCH)
+    if not caches or not names.keys() - batches - caches:
+        return [names]
+    return [names, {name: size if name in caches else 1 for name, size in names.items()}]
+
+
+def excerpt(graph: Graph, nodes: Sequence[onnx_ir.Node], sizes: Mapping[str, int]) -> Graph | None:
+    """Copies of ``nodes`` as a graph of their own.
+
+    Constants stay constants; large ones get made-up numbers, so that weights that are computed when they are written
+    are not read.
+
+    Args:
+        graph: that they belong to.
+        nodes: in topological order, without subgraphs.
+        sizes: of named dimensions.
+
+    Returns:
+        The graph; None if a size or type is not known, or the constants are too large.
+    """
+    inputs, outputs = boundary(nodes)
+    copies: dict[onnx_ir.Value, onnx_ir.Value] = {}
+    free, constants = [], []
+    total = 0
+    for value in inputs:
+        tensor = tensor_of(value)
+        shape = sizes_of(tensor) if tensor is not None else _plain(value, sizes)
+        dtype = tensor.dtype if tensor is not None else value.dtype
+        if shape is None or dtype is None or dtype == onnx_ir.DataType.STRING:
+            return None
+        copy = onnx_ir.Value(name=value.name, type=onnx_ir.TensorType(dtype), shape=onnx_ir.Shape(shape))
+        if tensor is not None:
+            total += tensor.nbytes
+            if total > _LARGEST:
+                return None
+            copy.const_value = _content(tensor, shape)
+            constants.append(copy)
+        else:
+            free.append(copy)
+        copies[value] = copy
+    steps = []
+    for node in nodes:
+        if any(a.type in (onnx_ir.AttributeType.GRAPH, onnx_ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+            return None
+        step = onnx_ir.Node(
+            node.domain,
+            node.op_type,
+            [None if value is None else copies[value] for value in node.inputs],
+            list(node.attributes.values()),
+            num_outputs=len(node.outputs),
+            name=node.name,
+        )
+        for old, new in zip(node.outputs, step.outputs, strict=True):
+            shape = _plain(old, sizes)
+            new.name, new.type = old.name, old.type
+            new.shape = None if shape is None else onnx_ir.Shape(shape)
+            copies[old] = new
+        steps.append(step)
+    small = onnx_ir.Graph(
+        free,
+        [copies[value] for value in outputs],
+        nodes=steps,
+        initializers=constants,
+        opset_imports=dict(graph.opset_imports),
+        name="excerpt",
+    )
+    return onnx_ir.Model(small, ir_version=graph.ir_version)
+
+
+def timed(
+    graph: Graph, nodes: Sequence[onnx_ir.Node], variants: Mapping[str, Variant], clock: Clock
+) -> dict[str, float] | None:
+    """Seconds of ``nodes`` computed in each of several ways; at several sizes, what each takes of the first one's time.
+
+    Args:
+        graph: that they belong to.
+        nodes: in topological order.
+        variants: by name; each is applied to an excerpt of its own.
+        clock: takes the time.
+
+    Returns:
+        A number for each variant, to be compared with each other; None if one of them was not measured.
+    """
+    found = dict.fromkeys(variants, 0.0)
+    several = usual_sizes(graph)
+    for sizes in several:
+        small = [excerpt(graph, nodes, sizes) for _ in variants]
+        models = [one for one in small if one is not None]
+        if len(models) < len(small):
+            return None
+        for model, apply in zip(models, variants.values(), strict=True):
+            apply(model)
+        taken = clock(models)
+        if taken is None:
+            return None
+        for name, seconds in zip(variants, taken, strict=True):
+            found[name] += seconds / taken[0] if len(several) > 1 else seconds
+    return found
+
+
+def _plain(value: onnx_ir.Value, sizes: Mapping[str, int]) -> list[int] | None:
+    if value.shape is None:
+        return None
+    dims = [evaluate(dim, sizes) for dim in value.shape]
+    return None if None in dims else [dim for dim in dims if dim is not None]
+
+
+def _content(tensor: onnx_ir.TensorProtocol, shape: Sequence[int]) -> onnx_ir.TensorProtocol:
+    if tensor.size <= _READ:
+        return onnx_ir.Tensor(tensor.numpy(), dtype=tensor.dtype)
+    kind: Any = tensor.dtype.numpy()
+    if tensor.dtype.is_floating_point():
+        return onnx_ir.Tensor(np.random.default_rng(0).standard_normal(shape).astype(kind), dtype=tensor.dtype)
+    return onnx_ir.Tensor(np.zeros(shape, kind), dtype=tensor.dtype)
