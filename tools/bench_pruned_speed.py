@@ -2,8 +2,8 @@
 and 40 % of its arithmetic (its embeddings, half of its weights, cannot go), and SmolLM2 pruned and rounded to 4 bits.
 
 ``--compress`` makes the models and compares MiniLM's embeddings of sentences that nothing was calibrated on; ``--time``
-looks whether the files are what they should be, and measures all of a model in one run, in turns, one thread, by the
-processor's time. The ideal is a time that falls as the removed share. Writes ``benchmarks/pruned_speed.json`` and the
+looks whether the files are what they should be, and measures all of a model side by side: a process each, rounds in
+turns, all cores. The ideal is a time that falls as the removed share. Writes ``benchmarks/pruned_speed.json`` and the
 tables of ``docs/pruning.md``.
 """
 
@@ -15,8 +15,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ import numpy as np
 import onnx
 
 from ..compiler.api import export
+from ..compiler.benchmark import Scenario, Side, decode, prefill
 from ..compiler.benchmark.machine import describe_machine
-from ..compiler.benchmark.onnx_side import OnnxSide, find_model
-from .bench_eight_bits import Encoder, embeddings
+from ..compiler.benchmark.onnx_side import find_model
+from .bench_eight_bits import Encoder, embeddings, measure_sides
 from .bench_results import Check, fill, machine_line, write_results
 from .fetch import model_path
 from .recipe_rows import ROOT
@@ -117,64 +117,32 @@ def folder_of(work: Path, model: str, name: str) -> Path:
     return work / f"{model}-pruned-{names.index(name)}"
 
 
-def processor_time(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Any]:
-    """Seconds of the processor that some runs of one thread take, in turns.
-
-    Unlike those of a clock they hardly depend on what else the machine does.
-    """
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.process_time()
-            run()
-            taken[name].append(time.process_time() - start)
-    return described(taken)
-
-
-def described(taken: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Median and spread of each side, and its ratio to the first: the median of the rounds' ratios."""
-    base = np.asarray(next(iter(taken.values())))
-    found = {}
-    for name, seconds in taken.items():
-        low, middle, high = np.percentile(seconds, [25, 50, 75]) * 1000
-        figures = {"median_ms": middle, "iqr_ms": high - low, "ratio": float(np.median(np.asarray(seconds) / base))}
-        found[name] = {key: round(float(value), 4) for key, value in figures.items()} | {"rounds": len(seconds)}
-    return found
-
-
 def encoders(work: Path, rounds: int) -> dict[str, Any]:
-    """MiniLM: time of 8 x 128, of those that are made without data, as SmolLM2's are."""
+    """MiniLM: time of 8 x 128."""
     generator = np.random.default_rng(0)
     inputs = {
         "input_ids": generator.integers(1000, 30000, (8, 128)),
         "attention_mask": np.ones((8, 128), np.int64),
         "token_type_ids": np.zeros((8, 128), np.int64),
     }
-    timed = {FLOAT: FLOAT} | {f"{share} %": f"{share} % magnitude" for share in (20, 40)}
-    paths = {name: folder_of(work, "minilm", row) for name, row in timed.items()}
-    runs = {name: OnnxSide(path, 1).prepare(inputs) for name, path in paths.items()}
-    files = {name: file_facts(path) for name, path in paths.items()}
-    return {"scenarios": {"8 × 128": processor_time(runs, rounds)}, "files": files}
+    paths = {name: folder_of(work, "minilm", name) for name in (FLOAT, "20 %", "40 %")}
+    sides = [Side(name, str(path)) for name, path in paths.items()]
+    result = measure_sides(sides, [Scenario("8 × 128", "run")], rounds, inputs)
+    return result.to_json() | {"files": {name: file_facts(path) for name, path in paths.items()}}
 
 
 def decoders(work: Path, rounds: int) -> dict[str, Any]:
-    """SmolLM2: time of prompts."""
+    """SmolLM2: time of prompts, with the logits of all tokens, so that every weight works for every token."""
     paths = {name: folder_of(work, "smollm2", name) for name in DECODERS}
-    files = {name: file_facts(path) for name, path in paths.items()}
-    return {"scenarios": {"128 tokens": processor_time(_prompts(paths), rounds)}, "files": files}
+    sides = [Side(name, str(find_model(path))) for name, path in paths.items()]
+    result = measure_sides(sides, [prefill(128)], rounds, None)
+    return result.to_json() | {"files": {name: file_facts(path) for name, path in paths.items()}}
 
 
 def composed(work: Path, rounds: int) -> dict[str, Any]:
-    """SmolLM2 pruned, rounded, and both: time of prompts."""
-    paths = {name: folder_of(work, "smollm2", name) for name in COMPOSED}
-    return {"scenarios": {"128 tokens": processor_time(_prompts(paths), rounds)}}
-
-
-def _prompts(paths: Mapping[str, Path]) -> dict[str, Callable[[], object]]:
-    ids = np.random.default_rng(0).integers(1000, 30000, (1, 128))
-    return {name: partial(OnnxSide(path, 1).start, ids) for name, path in paths.items()}
+    """SmolLM2 pruned, rounded, and both: time of prompts and of tokens, as generation runs them."""
+    sides = [Side(name, str(folder_of(work, "smollm2", name))) for name in COMPOSED]
+    return measure_sides(sides, [prefill(128), decode(128)], rounds, None).to_json()
 
 
 COMPRESS = {"minilm": compress_encoders, "smollm2": compress_decoders}

@@ -37,6 +37,13 @@ def flap(weights: Array, mean: Array, square: Array) -> Array:
     return wanda(weights, np.maximum(square - np.square(mean, dtype=np.float64), 0))
 
 
+def standardized(scores: Array) -> Array:
+    """Standard deviations off the mean (FLAP, section 4.2); zeros if all scores are equal."""
+    spread = float(scores.std())
+    found: Array = (scores - scores.mean()) / spread if spread > 0 else np.zeros_like(scores)
+    return found
+
+
 @dataclass(frozen=True)
 class Order:
     """In which order the units of a group go.

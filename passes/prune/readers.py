@@ -30,8 +30,13 @@ class Readers:
         self._moments: dict[str, Array] = {}
         self._hessians: dict[str, Array] = {}
 
-    def measure(self, context: Context, *, hessians: bool) -> None:
-        """Take the statistics of the graph as it is.
+    def measure(self, context: Context, *, hessians: bool, moments: bool) -> None:
+        """Take the statistics of the graph as it is; of convolutions moments only.
+
+        Args:
+            context: gives them.
+            hessians: of the inputs of products.
+            moments: of the inputs of products.
 
         Raises:
             CalibrationError: there are no calibration inputs.
@@ -44,8 +49,8 @@ class Readers:
         last, second = list(dict.fromkeys(last)), list(dict.fromkeys(second))
         if hessians and (last or not second):
             self._hessians = context.statistics(last, DirectionHessian())
-        if not hessians and (last or not second):
-            self._moments = context.statistics(last, Moments())
+        if moments and (last or not second):
+            self._moments = dict(context.statistics(last, Moments()))
         if second:
             self._moments |= context.statistics(second, ChannelMoments())
 
@@ -72,7 +77,7 @@ class Readers:
                    for value in self.inputs(place))  # fmt: skip
 
     def moments(self, place: Place) -> Array | None:
-        """Mean and mean square of each input channel, float32 [2, k]; None where only a Hessian was taken."""
+        """Mean and mean square of each input channel, float32 [2, k]; None where it is not known."""
         found = [self._moments[v.name or ""] for v in self.inputs(place) if (v.name or "") in self._moments]
         return np.asarray(np.mean(found, axis=0, dtype=np.float32)) if found else None
 

@@ -29,8 +29,10 @@ from .units import Group, Place, find
 
 RULE = "remove structures"
 METRICS = ("auto", "magnitude", "wanda", "flap", "taylor", "fisher", "obs")
+SCORES = ("magnitude", "wanda", "flap")
+"""Metrics that are sums over channels: ``"standardized"`` is for these."""
 COMPENSATE = ("auto", "off", "bias", "least_squares")
-DISTRIBUTIONS = ("auto", "global", "uniform")
+DISTRIBUTIONS = ("auto", "global", "standardized", "uniform")
 HEADS = ("auto", "query", "shared")
 WHAT = ("all", "channels", "heads")
 
@@ -59,9 +61,10 @@ class PruneStructures(Pass):
         compensate: what the products behind do about it. ``"least_squares"``: their weights are fitted anew;
             ``"bias"``: the mean of what is lost is added (FLAP), an addition where there was none; ``"auto"``: least
             squares for products and a bias for convolutions that have one, if there are calibration inputs.
-        distribution: ``"global"`` takes where it costs least, ``"uniform"`` the same share everywhere; ``"auto"``:
-            uniform for magnitudes, which cannot be compared across layers, else global. What a place costs is weighed
-            by the loss's gradients with ``"obs"``, ``"fisher"`` and ``"taylor"``.
+        distribution: ``"global"`` takes where it costs least, ``"uniform"`` the same share everywhere,
+            ``"standardized"`` those of least score, scores of each place standardized (FLAP, section 4.2); ``"auto"``:
+            uniform for magnitudes, which cannot be compared across layers, standardized with ``"flap"``, else global.
+            What a place costs is weighed by the loss's gradients with ``"obs"``, ``"fisher"`` and ``"taylor"``.
         heads: where heads of queries share one of keys: ``"query"`` removes queries evenly, ``"shared"`` a head of keys
             with its queries, ``"auto"`` the first where that can be.
         multiple: of channels that stay, for the kernels' sake.
@@ -123,6 +126,11 @@ class PruneStructures(Pass):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         selectors.parse_all((*self.include, *self.exclude, *(text for text, _ in pairs)))
+        if self.distribution == "standardized" and self.metric not in SCORES:
+            raise OptionError(
+                f"metric={self.metric!r} is of losses, which are compared as they are",
+                where="PruneStructures", fix='use metric="flap", or distribution="global"',
+            )  # fmt: skip
 
     def run(self, graph: Graph, context: Context) -> Outcome:
         """Remove what costs least; say of all else why it stays."""
@@ -141,6 +149,9 @@ class _Run:
         if self.metric == "auto":
             decoder = context.decodes and context.influence is not None
             self.metric = "fisher" if decoder else "obs" if data else "magnitude"
+        self.distribution = options.distribution
+        if self.distribution == "auto":
+            self.distribution = {"magnitude": "uniform", "flap": "standardized"}.get(self.metric, "global")
         self.compensate = options.compensate
         if self.compensate == "auto":
             self.compensate = "both" if data else "off"
@@ -159,7 +170,8 @@ class _Run:
         readers = Readers(coupling, groups)
         if self.metric != "magnitude" or self.compensate != "off":
             squares = self.compensate in ("both", "least_squares") or self.metric == "obs"
-            readers.measure(self.context, hessians=squares)
+            means = self.metric in ("wanda", "flap") or self.compensate == "bias"
+            readers.measure(self.context, hessians=squares, moments=means or not squares)
         self._influence(groups)
         orders = [self._order(group, readers, at, len(groups)) for at, group in enumerate(groups)]
         savings = Savings(coupling, self.options.of, self.context)
@@ -237,23 +249,22 @@ class _Run:
             return importance.by_score(self.felt[id(group)], sizes, group.balance)
         scores = np.zeros(len(group))
         for place in group.reads if self.metric != "magnitude" else group.axes:
-            scores += self._scores(place, readers)[group.axes[place]].sum(axis=1)
+            mine = self._scores(place, readers)[group.axes[place]]
+            scores += mine.mean(axis=1) if self.distribution == "standardized" else mine.sum(axis=1)
         return importance.by_score(scores, sizes, group.balance)
 
     def _scores(self, place: Place, readers: Readers) -> Array:
-        """Of each channel of a weight, relative to all of them."""
+        """Of each channel of a weight, relative to all of them: as a share, or in standard deviations off the mean."""
         matrix = readers.matrix(place)
         moments = readers.moments(place)
-        if self.metric == "magnitude":
-            found = np.square(matrix, dtype=np.float64).sum(axis=0)
-        elif moments is None and (hessian := readers.hessian(place)) is not None:
-            found = importance.wanda(matrix, hessian.diagonal())
-        elif moments is None:
+        if self.metric == "magnitude" or moments is None:
             found = np.square(matrix, dtype=np.float64).sum(axis=0)
         elif self.metric == "wanda":
             found = importance.wanda(matrix, moments[1])
         else:
             found = importance.flap(matrix, *moments)
+        if self.distribution == "standardized":
+            return importance.standardized(found)
         total = float(found.sum())
         relative: Array = found / total if total > 0 else found
         return relative
@@ -283,16 +294,15 @@ class _Run:
             ]
             return savings.share(gone(savings.coupling, roots))
 
-        distribution = self.options.distribution
-        if distribution == "auto":
-            distribution = "uniform" if self.metric == "magnitude" else "global"
         mine = [orders[at] for at in free]
         goal = self.options.ratio
         if not free:
             return base
-        if distribution == "uniform":
+        if self.distribution == "uniform":
             return whole(uniformly(mine, [len(groups[at]) for at in free], saved, goal))
-        return whole(globally(mine, [savings.unit(groups[at]) for at in free], saved, goal))
+        # Standardized scores are compared unit by unit, whatever a unit saves.
+        equal = self.distribution == "standardized"
+        return whole(globally(mine, [1.0 if equal else savings.unit(groups[at]) for at in free], saved, goal))
 
     def _fitted(
         self, groups: Sequence[Group], chosen: Sequence[Sequence[int]], readers: Readers

@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 from burnish.passes.prune.allocate import globally, share_of, uniformly
-from burnish.passes.prune.importance import Order, batches, by_reconstruction, by_score, fitted, flap, wanda
+from burnish.passes.prune.importance import (
+    Order,
+    batches,
+    by_reconstruction,
+    by_score,
+    fitted,
+    flap,
+    standardized,
+    wanda,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -29,6 +38,12 @@ def test_scores() -> None:
     weights = np.asarray([[1.0, 2.0], [3.0, 0.0]])
     assert np.allclose(wanda(weights, np.asarray([2.0, 3.0])), [20, 12])
     assert np.allclose(flap(weights, np.asarray([1.0, 0.0]), np.asarray([2.0, 3.0])), [10, 12])
+
+
+def test_standardized_scores() -> None:
+    found = standardized(np.asarray([1.0, 3.0, 5.0, 7.0]))
+    assert found.mean() == pytest.approx(0) and found.std() == pytest.approx(1) and (np.diff(found) > 0).all()
+    assert not standardized(np.full(3, 2.0)).any()
 
 
 def test_fit_is_the_least_squares_solution() -> None:

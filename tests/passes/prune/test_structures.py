@@ -12,6 +12,7 @@ from burnish.ir.errors import CalibrationError, OptionError, SelectorError
 from burnish.ir.verify import verify
 from burnish.passes import PruneStructures
 from burnish.passes.base import Context
+from burnish.passes.prune.importance import flap, standardized
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
@@ -81,6 +82,26 @@ def test_a_bias_makes_up_for_the_mean(
     assert _deviation(graph, {**share, "compensate": "bias"}, feeds, outputs, calibrated) < 0.3 * off
 
 
+def test_standardized_scores_are_compared_across_places(
+    parse: Callable[..., onnx_ir.Model], calibrated: Calibrated
+) -> None:
+    """FLAP removes the units of least standardized score, however many of each place that are."""
+    generator = np.random.default_rng(1)
+    scale = np.exp(generator.standard_normal(32)).astype(np.float32)
+    graph = parse(MLP, w1=(scale * generator.standard_normal((16, 32))).astype(np.float32), b1=np.zeros(32, np.float32),
+                  w2=(32, 24), w3=(24, 8))  # fmt: skip
+    feeds = {"x": generator.standard_normal((256, 16)).astype(np.float32)}
+    constants = graph.graph.initializers
+    w1, w2, w3 = (constants[name].const_value.numpy().astype(np.float64) for name in ("w1", "w2", "w3"))  # type: ignore[union-attr]
+    r = np.maximum(feeds["x"] @ w1, 0)
+    scores = [flap(w.T, x.mean(axis=0), np.square(x).mean(axis=0)) for w, x in ((w2, r), (w3, np.maximum(r @ w2, 0)))]
+    ranked = sorted((z, place) for place, found in enumerate(scores) for z in standardized(found))
+    outcome = PruneStructures(ratio=0.3, metric="flap", multiple=1).run(graph, calibrated(graph, feeds))
+    removed = [r.values["removed"] for r in outcome.remarks if "removed" in r.values]
+    places = [place for _, place in ranked[: sum(removed)]]
+    assert removed == [places.count(0), places.count(1)] and removed[0] != removed[1]
+
+
 def test_shares_of_selected_places(transformer: Transformer) -> None:
     graph, _ = transformer("bert")
     outcome = PruneStructures(ratio=0, ratios={"*.1.intermediate*": 0.5}, multiple=1, what="channels").run(
@@ -122,7 +143,15 @@ def test_nothing_to_remove(parse: Callable[..., onnx_ir.Model]) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"ratio": 1.0}, {"metric": "gradient"}, {"of": "bytes"}, {"multiple": 0}, {"most": 1.5}, {"what": "layers"}],
+    [
+        {"ratio": 1.0},
+        {"metric": "gradient"},
+        {"of": "bytes"},
+        {"multiple": 0},
+        {"most": 1.5},
+        {"what": "layers"},
+        {"metric": "obs", "distribution": "standardized"},
+    ],
 )
 def test_bad_options(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
