@@ -106,7 +106,8 @@ class Calibrated:
         which: Array | None = None
         try:
             nearest = rtn.quantize(matrix, scheme, precision=precision)
-            difference = rtn.dequantize(nearest, scheme, k) - matrix
+            difference = rtn.dequantize(nearest, scheme, k)
+            difference -= matrix
             power, plain = gptq.output_error(matrix, hessian), gptq.output_error(difference, hessian)
             rounded, effective = matrix, hessian
             if not isinstance(keep, int) or keep:
@@ -114,12 +115,14 @@ class Calibrated:
                 rounded, effective = matrix.copy(), columns.without(hessian, which)
                 rounded[:, which] = 0
                 feedback = self._decompose(weight, effective)
+            del nearest, difference
             zeros = matrix == 0 if any(SPARSITY in node.metadata_props for node in weight.products) else None
             codes = self._round(rounded, effective, feedback, scheme, precision, zeros)
         except FloatingPointError as error:
             where = f"weight {weight.value.name!r}"
             raise ModelError(f"{error}", where=where, fix="exclude it, or repair the model") from error
-        left = matrix - rtn.dequantize(codes, scheme, k)
+        left = rtn.dequantize(codes, scheme, k)
+        np.subtract(matrix, left, out=left)
         kept: Array | None = None
         if which is not None:
             kept = beside.stored(columns.kept(left, hessian, which), tensor.dtype)
@@ -128,7 +131,7 @@ class Calibrated:
         lost = gptq.output_error(left, hessian)
         for name, part in (("output_error", lost), ("output_error_rtn", plain)):
             figures[name] = float(f"{part / power:.3g}") if power > 0 else 0.0
-        figures[WEIGHT_NOISE] = decibels(*(float((a.astype(np.float64) ** 2).sum()) for a in (matrix, left)))
+        figures[WEIGHT_NOISE] = decibels(_square(matrix), _square(left))
         figures[OUTPUT_NOISE] = decibels(power, lost)
         if feedback.damping != gptq.DAMPING:
             figures["damping"] = feedback.damping
@@ -177,6 +180,11 @@ class Calibrated:
             name = _inputs(weight)[0].name
             fix = "look for unusual numbers in the calibration inputs"
             raise CalibrationError(str(error), where=f"input {name!r}", fix=fix) from error
+
+
+def _square(matrix: Array) -> float:
+    """The sum of squares, in float64 without a copy."""
+    return float(np.einsum("nk,nk->", matrix, matrix, dtype=np.float64))
 
 
 def _with_zeros(codes: Codes, zeros: Array, scheme: Scheme) -> Codes:

@@ -99,7 +99,8 @@ def descend(weights: Array, start: Codes, hessian: Array, scheme: Scheme, pruned
                 np.copyto(code, codes[j], where=pruned[:, j])
             np.multiply(code - codes[j], s, out=moved[j - begin])
             codes[j] = code
-        pull -= hessian[:, begin:end] @ moved
+        # What is behind is not asked again.
+        pull[end:] -= hessian[end:, begin:end] @ moved
     return Codes(np.ascontiguousarray(codes.T).astype(np.uint8), start.scales, start.zero_points)
 
 

@@ -149,6 +149,9 @@ def dequantize(quantized: Codes, scheme: Scheme, k: int) -> Array:
     zero: Any = scheme.levels // 2
     if quantized.zero_points is not None:
         zero = np.repeat(quantized.zero_points.astype(np.float32), group, axis=1)[:, :k]
-    steps = quantized.codes.astype(np.float32) - zero
-    result: Array = steps * np.repeat(quantized.scales, group, axis=1)[:, :k]
+    result: Array = quantized.codes.astype(np.float32)
+    # In place: of a head, each copy is hundreds of megabytes.
+    result -= zero
+    del zero
+    result *= np.repeat(quantized.scales, group, axis=1)[:, :k]
     return result
