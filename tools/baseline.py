@@ -113,12 +113,12 @@ def baseline_path() -> Path:
     return _once(f"baseline_smollm2_opset{OPSET}", lambda path: export_decoder(eager_smollm2(), path))
 
 
-def minilm_path() -> Path:
+def minilm_path(opset: int = OPSET) -> Path:
     """The MiniLM encoder (last hidden state) in float32, exported if it is not there yet."""
-    return _once(f"baseline_minilm_opset{OPSET}", _export_minilm)
+    return _once(f"baseline_minilm_opset{opset}", lambda path: _export_minilm(path, opset))
 
 
-def _export_minilm(path: Path) -> dict[str, float]:
+def _export_minilm(path: Path, opset: int) -> dict[str, float]:
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(model_path("minilm"), dtype=torch.float32).eval()
@@ -131,7 +131,7 @@ def _export_minilm(path: Path) -> dict[str, float]:
             kwargs={name: torch.ones(2, 8, dtype=torch.int64) for name in names},
             f=str(path),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=names,
             dynamic_shapes={name: {0: batch, 1: sequence} for name in names},
             verbose=False,

@@ -26,7 +26,15 @@ from .bench_results import Check, write_results
 from .detections import Agreement, TextAgreement, boxes, crops, photos
 from .fetch import model_path
 from .perplexity import file_logits, perplexity
-from .text import CORPORA, calibration_text, encyclopedia_text, load_tokenizer, sentences, windows
+from .text import (
+    CORPORA,
+    calibration_text,
+    encyclopedia_text,
+    load_tokenizer,
+    sentences,
+    split_sentences,
+    windows,
+)
 
 Array = np.ndarray[Any, Any]
 FLOAT = "float32"
@@ -69,6 +77,24 @@ class Encoder:
         order = np.random.default_rng(0).permutation(len(parts))
         groups = [[parts[i] for i in order[at : at + rows]] for at in range(0, len(parts), rows)]
         return [{name: np.concatenate([one[name] for one in group]) for name in group[0]} for group in groups]
+
+    def sentence_batches(self, tokens: int = 512) -> list[dict[str, Array]]:
+        """Sentences of an encyclopedia, each once: about so many tokens an input, of one length, so none is padded."""
+        found = dict.fromkeys(s for line in encyclopedia_text().split("\n") for s in split_sentences(line))
+        lengths: dict[int, list[Sequence[int]]] = {}
+        for text in found:
+            ids = self._fast.encode(text).ids
+            lengths.setdefault(len(ids), []).append(ids)
+        generator = np.random.default_rng(0)
+        batches = []
+        for length, rows in sorted(lengths.items()):
+            order, count = generator.permutation(len(rows)), max(1, tokens // length)
+            for at in range(0, len(rows) - count + 1, count):
+                batch = np.asarray([rows[i] for i in order[at : at + count]], np.int64)
+                batches.append(
+                    {"input_ids": batch, "attention_mask": np.ones_like(batch), "token_type_ids": np.zeros_like(batch)}
+                )
+        return [batches[i] for i in generator.permutation(len(batches))]
 
 
 def embeddings(path: Path, encoder: Encoder) -> Array:

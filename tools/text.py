@@ -90,8 +90,13 @@ CORPORA: dict[str, Callable[[], str]] = {"held-out": held_out_text, "news": news
 
 def sentences(count: int = 200, shortest: int = 40, longest: int = 300) -> list[str]:
     """``count`` sentences of the news, evenly spread, of a length in characters between the two."""
-    found = [s for s in re.split(r"(?<=[.!?])\s+", news_text()) if shortest <= len(s) <= longest]
+    found = split_sentences(news_text(), shortest, longest)
     return [found[i] for i in np.linspace(0, len(found) - 1, count).astype(int)]
+
+
+def split_sentences(text: str, shortest: int = 40, longest: int = 300) -> list[str]:
+    """Sentences of a text, of a length in characters between the two."""
+    return [s for s in re.split(r"(?<=[.!?])\s+", text) if shortest <= len(s) <= longest]
 
 
 def windows(encode: Encode, text: str, count: int = 8, length: int = 512) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -22,7 +22,7 @@ def test_a_way_that_fails_says_why() -> None:
 def test_rows_that_are_there_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[str] = []
 
-    def row(model: str, way: str, count: int) -> dict[str, float]:
+    def row(model: str, way: str, count: int, limit: float) -> dict[str, float]:
         measured.append(f"{model} {way}")
         return {"cosine": 0.5}
 
@@ -47,3 +47,13 @@ def test_a_failure_is_a_row(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.setattr(equal_bits, "MODELS", {"MiniLM": lambda: {"one": broken}})
     assert equal_bits.main(["--row", "MiniLM", "one"]) == 0
     assert capsys.readouterr().out == '{"failed": "RuntimeError: nothing in model.onnx"}\n'
+
+
+def test_a_way_without_end_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(equal_bits.subprocess, "run", _timed_out)
+    assert equal_bits._row("MiniLM", "one", 4, 7) == {"failed": "no result after 7 s"}
+
+
+def _timed_out(command: list[str], **options: object) -> None:
+    assert options["timeout"] == 7
+    raise equal_bits.subprocess.TimeoutExpired(command, 7)

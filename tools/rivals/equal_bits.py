@@ -100,6 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="ways whose name holds this text")
     parser.add_argument("--again", action="store_true", help="measure rows that are there already, too")
     parser.add_argument("--windows", type=int, default=4, help="of 512 tokens, for perplexity")
+    parser.add_argument("--limit", type=float, default=1800, metavar="SECONDS", help="most that a row may take")
     parser.add_argument("--render", action="store_true", help="measure nothing, write the tables from the results")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks", help="where equal_bits.json goes")
     parser.add_argument("--row", nargs=2, metavar=("MODEL", "WAY"), help=argparse.SUPPRESS)
@@ -117,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
         for way in ways() if not options.render and options.model in (None, model) else []:
             if options.only not in way or (way in rows and not options.again):
                 continue
-            rows[way] = _row(model, way, options.windows)
+            rows[way] = _row(model, way, options.windows, options.limit)
             print(f"{model}, {way}: {rows[way]}", flush=True)
             found[model] = {name: rows[name] for name in ways() if name in rows}
             results = {"bits": 4, "group": four_bits.GROUP, "models": found, "checks": []}
@@ -129,9 +130,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _row(model: str, way: str, count: int) -> dict[str, Any]:
+def _row(model: str, way: str, count: int, limit: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "burnish.tools.rivals.equal_bits", "--row", model, way, "--windows", str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"no result after {limit:.0f} s"}
     try:
         row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):

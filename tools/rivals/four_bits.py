@@ -99,16 +99,21 @@ def neural_compressor(model: Path, algorithm: str) -> Make:
     return make
 
 
-def onnx_quantize(model: Path, algorithm: str) -> Make:
-    """``onnx-quantize``: ``rtn`` in groups, ``mse`` with ranges searched, or ``gptq``, which it has by channel only."""
+def onnx_quantize(algorithm: str) -> Make:
+    """``onnx-quantize``: ``rtn`` in groups, ``mse`` with ranges searched, or ``gptq``, which it has by channel only.
+
+    MiniLM; the tool writes opset 21 and takes nothing newer.
+    """
 
     def make(folder: Path) -> Path:
         import onnx
         from onnx_quantize import GPTQConfig, QConfig, QuantType, quantize
 
+        model = minilm_path(21)
         options: dict[str, Any] = {"weights_only": True, "weights_dtype": QuantType.QUInt4, "weights_symmetric": False}
         if algorithm == "gptq":
-            data = {name: np.concatenate([one[name] for one in _data(model)]) for name in _data(model)[0]}
+            found = _data(minilm_path())
+            data = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
             options |= {"group_size": -1, "algorithm": GPTQConfig(), "calibration_data": data["input_ids"]}
         else:
             options |= {"group_size": GROUP, "mse": algorithm == "mse"}
@@ -156,7 +161,7 @@ def encoders() -> dict[str, Make]:
     own = ("rtn", "k_quant", "hqq", "gptq")
     ways: dict[str, Make] = {f"ONNX Runtime, {name}": runtime(model, name) for name in own}
     ways |= {f"onnx-neural-compressor, {name}": neural_compressor(model, name) for name in ("rtn", "gptq", "awq")}
-    ways |= {f"onnx-quantize, {name}": onnx_quantize(model, name) for name in ("rtn", "mse", "gptq")}
+    ways |= {f"onnx-quantize, {name}": onnx_quantize(name) for name in ("rtn", "mse", "gptq")}
     ways |= {f"NNCF and OpenVINO, {name}": nncf(model, name) for name in ("rtn", "awq", "gptq")}
     ways["Burnish, rtn"] = burnish(folder, "quantize(group_size=32)", None)
     ways["Burnish, gptq"] = burnish(folder, "quantize(group_size=32)", lambda: _data(model))
@@ -169,7 +174,6 @@ def decoders() -> dict[str, Make]:
     model, source = baseline_path(), model_path("smollm2")
     ways: dict[str, Make] = {f"ONNX Runtime, {name}": runtime(model, name) for name in ("rtn", "k_quant", "hqq")}
     ways |= {f"onnx-neural-compressor, {name}": neural_compressor(model, name) for name in ("rtn", "gptq")}
-    ways["onnx-quantize, rtn"] = onnx_quantize(model, "rtn")
     ways["NNCF and OpenVINO, rtn"] = lambda folder: openvino("int4")
     ways["Burnish, rtn"] = burnish(source, "quantize(group_size=32)", None)
     ways["Burnish, gptq"] = burnish(source, "rotate,quantize(group_size=32)", lambda: _data(model))
