@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ class Constants:
     def __init__(self, every: int) -> None:
         self._every = every
         self._positions: tuple[int, ...] = ()
-        self._state: list[Any] = []
+        self._counted: tuple[int, ...] = ()
+        self._state: tuple[list[int], list[int]] = [], []
         self._sample: list[Any] = []
         self._changes: dict[int, int] = {}
         self.varying: set[int] = set()
@@ -33,7 +34,9 @@ class Constants:
     def remember(self, positions: Sequence[int], args: Sequence[Any]) -> None:
         """Take note of the constants that were just compiled in."""
         self._positions = tuple(positions)
-        self._state = [_identity(args[i]) for i in self._positions]
+        # Tensors made in inference mode have no version: torch refuses writes to them outside of it.
+        self._counted = tuple(i for i in self._positions if not args[i].is_inference())
+        self._state = self._now(args)
         self._sample = [_fingerprint(args[i]) for i in self._positions] if self._every else []
 
     def changed(self, args: Sequence[Any], call: int) -> str | None:
@@ -43,9 +46,12 @@ class Constants:
             args: of the graph.
             call: its number, which says whether it is time to look at the numbers.
         """
-        state = [_identity(args[i]) for i in self._positions]
-        if state != self._state:
-            self._count(now == then for now, then in zip(state, self._state, strict=True))
+        try:
+            same = self._now(args) == self._state
+        except RuntimeError:  # another tensor, made in inference mode
+            same = False
+        if not same:
+            self._count(self._compared(args))
             return "a parameter or buffer was changed"
         if self._every and call % self._every == 0:
             sample = [_fingerprint(args[i]) for i in self._positions]
@@ -54,17 +60,25 @@ class Constants:
                 return "a parameter or buffer was written to through .data"
         return None
 
-    def _count(self, same: Any) -> None:
+    def _now(self, args: Sequence[Any]) -> tuple[list[int], list[int]]:
+        """Addresses and versions, in as few steps of Python as can be: this runs at each call."""
+        return [args[i].data_ptr() for i in self._positions], [args[i]._version for i in self._counted]
+
+    def _compared(self, args: Sequence[Any]) -> Iterator[bool]:
+        """For each constant whether it is the same."""
+        places, versions = self._state
+        before = dict(zip(self._counted, versions, strict=True))
+        for position, place in zip(self._positions, places, strict=True):
+            tensor = args[position]
+            version = None if tensor.is_inference() else tensor._version
+            yield tensor.data_ptr() == place and version == before.get(position)
+
+    def _count(self, same: Iterable[bool]) -> None:
         for position, equal in zip(self._positions, same, strict=True):
             if not equal:
                 self._changes[position] = self._changes.get(position, 0) + 1
                 if self._changes[position] >= _TIMES:
                     self.varying.add(position)
-
-
-def _identity(tensor: torch.Tensor) -> tuple[int, int]:
-    # Tensors made in inference mode have no version: torch refuses writes to them outside of it.
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _fingerprint(tensor: torch.Tensor) -> list[str]:

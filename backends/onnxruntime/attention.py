@@ -116,10 +116,10 @@ def _operand(value: onnx_ir.Value | None) -> _Operand | None:
     if is_op(node, "RotaryEmbedding"):
         rotary = node
         node = None if node.inputs[0] is None else node.inputs[0].producer()
-    if node is None or not is_op(node, "Transpose") or attribute(node, "perm") != _SPLIT or _many(node):
+    if node is None or not is_op(node, "Transpose") or attribute(node, "perm") != _SPLIT:
         return None
     reshape = None if node.inputs[0] is None else node.inputs[0].producer()
-    if reshape is None or not is_op(reshape, "Reshape") or _many(reshape) or (rotary is not None and _many(rotary)):
+    if reshape is None or not is_op(reshape, "Reshape") or _many(reshape) or (rotary is not None and _many(node)):
         return None
     flat, split = dims(reshape.inputs[0]), dims(reshape.outputs[0])
     if flat is None or split is None or len(flat) != 3 or len(split) != 4 or flat[:2] != split[:2]:

@@ -126,3 +126,32 @@ def test_what_is_left_alone() -> None:
     mixed.graph.outputs.append(mixed.graph[0].outputs[0])
     outcome = merged(mixed)
     assert outcome.changed and any("output of the graph" in remark.reason for remark in outcome.remarks)
+
+
+@pytest.mark.parametrize(("part", "joined"), [(0.5, True), (0.99, False), (2.0, False)])
+@pytest.mark.parametrize(
+    ("op", "bias", "turned"), [("MatMul", True, True), ("Gemm", True, False), ("MatMul", False, False)]
+)
+def test_measured_products_are_joined_where_that_is_faster(
+    part: float, joined: bool, op: str, bias: bool, turned: bool
+) -> None:
+    seen: list[list[str]] = []
+
+    def clock(models: Sequence[Graph]) -> list[float]:
+        seen.extend([node.op_type for node in model.graph] for model in models)
+        return [1.0, part]
+
+    graph = make([16, 16, 8], op=op, bias=bias, turned=turned)
+    want = run(graph)
+    outcome = MergeProducts(measured=True).run(graph, Context(clock=clock))
+    assert outcome.changed == joined
+    assert [names.count(op) for names in seen] == [3, 1] and "Split" in seen[1] and "Relu" not in seen[0]
+    assert f"{part:.2f} times the time" in outcome.remarks[0].reason
+    for mine, theirs in zip(run(graph), want, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_products_that_were_not_timed_stay_apart() -> None:
+    graph = make([16, 16])
+    outcome = MergeProducts(measured=True).run(graph, Context(clock=lambda models: None))
+    assert not outcome.changed and "were not timed" in outcome.remarks[0].reason
