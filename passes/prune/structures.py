@@ -62,9 +62,10 @@ class PruneStructures(Pass):
             ``"bias"``: the mean of what is lost is added (FLAP), an addition where there was none; ``"auto"``: least
             squares for products and a bias for convolutions that have one, if there are calibration inputs.
         distribution: ``"global"`` takes where it costs least, ``"uniform"`` the same share everywhere,
-            ``"standardized"`` those of least score, scores of each place standardized (FLAP, section 4.2); ``"auto"``:
-            uniform for magnitudes, which cannot be compared across layers, standardized with ``"flap"``, else global.
-            What a place costs is weighed by the loss's gradients with ``"obs"``, ``"fisher"`` and ``"taylor"``.
+            ``"standardized"`` the units of least score, scores of each place standardized (FLAP, section 4.2: for
+            MiniLM worse, see ``docs/pruning.md``); ``"auto"``: uniform for magnitudes, which cannot be compared across
+            layers, else global. What a place costs is weighed by the loss's gradients with ``"obs"``, ``"fisher"`` and
+            ``"taylor"``.
         heads: where heads of queries share one of keys: ``"query"`` removes queries evenly, ``"shared"`` a head of keys
             with its queries, ``"auto"`` the first where that can be.
         multiple: of channels that stay, for the kernels' sake.
@@ -151,7 +152,7 @@ class _Run:
             self.metric = "fisher" if decoder else "obs" if data else "magnitude"
         self.distribution = options.distribution
         if self.distribution == "auto":
-            self.distribution = {"magnitude": "uniform", "flap": "standardized"}.get(self.metric, "global")
+            self.distribution = "uniform" if self.metric == "magnitude" else "global"
         self.compensate = options.compensate
         if self.compensate == "auto":
             self.compensate = "both" if data else "off"

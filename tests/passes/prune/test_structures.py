@@ -96,7 +96,9 @@ def test_standardized_scores_are_compared_across_places(
     r = np.maximum(feeds["x"] @ w1, 0)
     scores = [flap(w.T, x.mean(axis=0), np.square(x).mean(axis=0)) for w, x in ((w2, r), (w3, np.maximum(r @ w2, 0)))]
     ranked = sorted((z, place) for place, found in enumerate(scores) for z in standardized(found))
-    outcome = PruneStructures(ratio=0.3, metric="flap", multiple=1).run(graph, calibrated(graph, feeds))
+    outcome = PruneStructures(ratio=0.3, metric="flap", distribution="standardized", multiple=1).run(
+        graph, calibrated(graph, feeds)
+    )
     removed = [r.values["removed"] for r in outcome.remarks if "removed" in r.values]
     places = [place for _, place in ranked[: sum(removed)]]
     assert removed == [places.count(0), places.count(1)] and removed[0] != removed[1]
