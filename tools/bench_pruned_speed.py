@@ -80,7 +80,10 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 
 def compress_encoders(work: Path, only: str | None) -> dict[str, Any]:
-    """Make MiniLM's models; their cosine with float32."""
+    """Make MiniLM's models; their cosine with float32.
+
+    Calibration is on what the model is used for, ordinary English, though on other articles than it is judged by.
+    """
     encoder = Encoder()
     cosine = dict[str, float]()
     expected: np.ndarray[Any, Any] | None = None
@@ -88,7 +91,7 @@ def compress_encoders(work: Path, only: str | None) -> dict[str, Any]:
         if only not in (None, name) and name != FLOAT:
             continue
         folder = folder_of(work, "minilm", name)
-        calibration = None if name == FLOAT or "magnitude" in name else encoder.calibration(128)
+        calibration = None if name == FLOAT or "magnitude" in name else encoder.encyclopedia(128)
         export(model_path("minilm"), folder, passes=passes, calibration=calibration, overwrite=True, verify="off")
         found = embeddings(folder, encoder)
         expected = found if expected is None else expected
