@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import keyword
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -21,6 +23,8 @@ Passes = str | Pass | Sequence["str | Pass"]
 """What a user may write for a list of passes."""
 
 _BARE = {"true": True, "false": False, "none": None}
+_KEYWORD = re.compile(rf"=\s*({'|'.join(word for word in keyword.kwlist if word.islower())})(?=\s*[,)])")
+"""A bare word that is one of Python's own, such as ``global``."""
 
 
 def parse(passes: Passes) -> list[Pass]:
@@ -58,7 +62,7 @@ def _parse_text(text: str) -> list[Pass]:
     if not text.strip():
         return []
     try:
-        tree = ast.parse(f"[{text}]", mode="eval").body
+        tree = ast.parse(f"[{_KEYWORD.sub(lambda found: f'={found[1]!r}', text)}]", mode="eval").body
     except SyntaxError as error:
         raise OptionError(
             f"the pass specification {text!r} cannot be read ({error.msg})",

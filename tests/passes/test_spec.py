@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 from burnish.ir.errors import OptionError
-from burnish.passes import Canonicalize, MergeProducts, Quantize, Recover, Rotate
+from burnish.passes import Canonicalize, MergeProducts, Prune, PruneStructures, Quantize, Recover, Rotate
 from burnish.passes.base import Context, Outcome, Pass, Stage
 from burnish.passes.spec import annotation_text, check_order, format_pass, format_passes, implied, make, parse
 
@@ -36,6 +36,15 @@ def test_names_and_options() -> None:
     assert parse('quantize("w8a16")') == [Quantize("w8a16")]
     assert parse("quantize(w8a16)") == [Quantize("w8a16")]
     assert parse("") == []
+
+
+def test_words_of_python_are_words_too() -> None:
+    """``global`` is an option's value, and no name in Python."""
+    expected = [Prune(layer_ratios="global"), PruneStructures(distribution="global", ratio=0.1)]
+    assert parse("prune(layer_ratios=global),prune_structures(distribution = global, ratio=0.1)") == expected
+    assert parse(format_passes(expected)) == expected
+    with pytest.raises(OptionError, match="cannot be read"):
+        parse("prune(global)")
 
 
 def test_presets_take_options_of_their_passes() -> None:
