@@ -57,8 +57,10 @@ class Prune(Pass):
         refine_mask: exchange weights of the mask where that brings the outputs nearer (DSnoT, Zhang et al. 2024).
         permute: with N:M, input channels change places so that the pattern keeps more (RIA); what makes the channels is
             permuted with them, so that nothing is added to the graph.
-        compare: weights of a row with each other (``"row"``), or of the whole matrix; ``"auto"`` takes what the
-            metric's authors do.
+        compare: weights of a row with each other (``"row"``), or of the whole matrix (``"matrix"``); ``"auto"`` is by
+            row for ``"wanda"`` and ``"ria"``, whose authors compare the whole matrix, which is worse for SmolLM2 on all
+            texts (``docs/pruning.md``).
+        exponent: of the norm of an input channel with ``"ria"``: the more, the more the calibration text says.
         include: selectors of what to prune; every product if empty, the one that shares an embedding's table excepted.
         exclude: selectors of what to leave alone.
 
@@ -80,6 +82,7 @@ class Prune(Pass):
     refine_mask: bool = False
     permute: bool = False
     compare: str = "auto"
+    exponent: float = 0.5
     include: str | Sequence[str] = ()
     exclude: str | Sequence[str] = ()
 
@@ -99,6 +102,12 @@ class Prune(Pass):
         for share in (self.sparsity, *(share for _, share in pairs)):
             if not 0 <= share < 1:
                 raise OptionError(f"sparsity={share!r} is no share of weights below 1", where="Prune", fix="use 0.5")
+        if self.exponent < 0 or (self.exponent != 0.5 and self.metric != "ria"):
+            raise OptionError(
+                f"exponent={self.exponent!r} cannot be: it is 0 or more, and for metric='ria'",
+                where="Prune",
+                fix="use 0.5, or 1 to weigh inputs as Wanda does",
+            )
         for name in ("include", "exclude"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
@@ -241,7 +250,7 @@ class _Run:
         if self.metric == "magnitude" or self.inputs is None:
             return criteria.magnitude(matrix)
         if self.metric == "ria":
-            return criteria.ria(matrix, self.inputs.norms(weight))
+            return criteria.ria(matrix, self.inputs.norms(weight), self.options.exponent)
         return criteria.wanda(matrix, self.inputs.norms(weight))
 
     def _ranked(self, chosen: Sequence[_Chosen]) -> list[tuple[Weight, Array]]:
@@ -274,7 +283,7 @@ class _Run:
 
     def _compare(self) -> Compare:
         if self.options.compare == "auto":
-            return "row" if self.metric == "wanda" else "matrix"
+            return "row" if self.metric in ("wanda", "ria") else "matrix"
         return "row" if self.options.compare == "row" else "matrix"
 
     def _prune(self, item: _Chosen) -> None:

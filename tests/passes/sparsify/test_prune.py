@@ -57,6 +57,19 @@ def test_half_of_the_weights_go(parse: Parse, calibrated: Calibrated, metric: st
     assert "nothing faster here" in outcome.remarks[-1].reason and outcome.remarks[-1].kind == "missed"
 
 
+def test_what_ria_compares_and_how_much_inputs_say(parse: Parse, calibrated: Calibrated) -> None:
+    """By default each row loses as much; half of the inputs are tiny, which does not matter to the exponent 0."""
+    graph, feeds = _mlp(parse)
+    kept: dict[str, Array] = {}
+    for name, options in {"row": {}, "matrix": {"compare": "matrix"}, "none": {"exponent": 0.0}}.items():
+        pruned = graph.clone()
+        scaled = {"x": feeds["x"] * np.where(np.arange(64) < 32, 1e-3, 1).astype(np.float32)}
+        Prune(metric="ria", **options).run(pruned, calibrated(pruned, scaled))  # type: ignore[arg-type]
+        kept[name] = _products(pruned)[0] != 0
+    assert (kept["row"].sum(axis=1) == 32).all() and not (kept["matrix"].sum(axis=1) == 32).all()
+    assert kept["row"][:, :32].mean() < 0.1 and abs(kept["none"][:, :32].mean() - 0.5) < 0.05
+
+
 def test_what_zeros_are_worth_here_is_measured_and_told(parse: Parse) -> None:
     """A request that cannot pay is done, with a warning that shows the ratio; tall blocks hear of `CompactZeros`."""
 
@@ -162,7 +175,8 @@ def test_unfit_matrices_are_told(parse: Parse) -> None:
 @pytest.mark.parametrize(
     "options",
     [{"metric": "gradient"}, {"sparsity": 1.0}, {"pattern": "4:2"}, {"permute": True}, {"pattern": "2:4",
-     "layer_ratios": "owl"}, {"pattern": "4x4", "refine_mask": True}, {"reconstruct": "none"}, {"compare": "column"}],
+     "layer_ratios": "owl"}, {"pattern": "4x4", "refine_mask": True}, {"reconstruct": "none"}, {"compare": "column"},
+     {"exponent": 1.0}, {"metric": "ria", "exponent": -1.0}],
 )  # fmt: skip
 def test_bad_options(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
