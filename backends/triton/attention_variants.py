@@ -108,8 +108,13 @@ def _rope(name: str) -> Iterator[Variant]:
 
     kernel = KERNELS["rope_cache"]
     for form, cache in (("", f"*{name}"), (" int8", "*i8")):
-        constants: dict[str, Any] = {"BLOCK": 64, "PAIRS": False, "INTEGERS": bool(form), "length": 1,
-                                     "IN_ORDER": False}
+        constants: dict[str, Any] = {
+            "BLOCK": 64,
+            "PAIRS": False,
+            "INTEGERS": bool(form),
+            "length": 1,
+            "IN_ORDER": False,
+        }
         pointers = {"cos": "*fp32", "sin": "*fp32", "positions": "*i64", "slots": "*i64", "k_cache": cache,
                     "v_cache": cache, "k_scales": "*fp32", "v_scales": "*fp32"}  # fmt: skip
         yield Variant(f"rope cache{form} {name}", kernel, _arguments(kernel, pointers, constants, f"*{name}"),

@@ -53,11 +53,16 @@ def grown(past: Tensor, more: int) -> Tensor:
     buffer = torch.empty(batch, heads, tokens + more + room, d, dtype=past.dtype, device=past.device)
     buffer[:, :, :tokens].copy_(past)
     if room and buffer.numel():
-        for address in [address for address, other in _BUFFERS.items() if other.storage.expired()]:
+        for address in [address for address, other in _BUFFERS.items() if _gone(other)]:
             del _BUFFERS[address]
         storage = buffer.untyped_storage()
-        _BUFFERS[storage._cdata] = _Buffer(StorageWeakRef(storage), buffer.shape, buffer.dtype, tokens + more)
+        weak = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        _BUFFERS[storage._cdata] = _Buffer(weak, buffer.shape, buffer.dtype, tokens + more)
     return buffer
+
+
+def _gone(buffer: _Buffer) -> bool:
+    return bool(buffer.storage.expired())  # type: ignore[no-untyped-call]
 
 
 def _continues(buffer: _Buffer, past: Tensor) -> bool:

@@ -90,7 +90,7 @@ def w4a16(
     if product.result.numel():
         four_bits_few_kernel[(-(-n // s.n), -(-rows // s.m))](
             flat, *_operands4(weights), *product.pointers, rows, n, k // weights.group,
-            BLOCK_M=s.m, BLOCK_N=s.n, PARTS=parts_of(s, weights.group), GATED=epilogue.gated,
+            BLOCK_M=s.m, BLOCK_N=s.n, PARTS=parts_of(s, weights.group), GATED=product.constants["GATED"],
             **_constants4(flat, weights, product), num_warps=s.warps, num_stages=s.stages,
         )  # fmt: skip
     return product.result.reshape(*x.shape[:-1], n)

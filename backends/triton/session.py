@@ -180,7 +180,7 @@ class Run:
     def constant(self, name: str) -> Any:
         """A constant by the name that the generated file has for it: a tensor, or weights packed for a template."""
         if name.startswith("packed "):
-            return self._packed(name.removeprefix("packed "))
+            return self._packed(*name.removeprefix("packed ").split(" "))
         device = self.device
         if name.startswith("host "):
             name, device = name.removeprefix("host "), torch.device("cpu")
@@ -192,18 +192,15 @@ class Run:
         assert tensor is not None
         return tensor_from(tensor, device)
 
-    def _packed(self, key: str) -> Any:
-        from .codegen.templates import Found, find
+    def _packed(self, function: str, key: str) -> Any:
         from .codegen.weights import pack
 
         outer: dict[onnx_ir.Value, onnx_ir.Value] = {}
         if "." in key:
             call = self._nodes[key.split(".")[0]]
-            function = self._graph.functions[call.op_identifier()]
-            outer = {a: b for a, b in zip(function.inputs, call.inputs, strict=False) if b is not None}
-        found = find(self._nodes[key], outer)
-        assert isinstance(found, Found)
-        return pack(found.function, self._nodes[key], outer, self.device)
+            body = self._graph.functions[call.op_identifier()]
+            outer = {a: b for a, b in zip(body.inputs, call.inputs, strict=False) if b is not None}
+        return pack(function, self._nodes[key], outer, self.device)
 
     def node(self, key: str, *arguments: torch.Tensor | None) -> list[torch.Tensor | None]:
         """Compute a node by the reference backend.

@@ -52,7 +52,7 @@ def find(node: onnx_ir.Node) -> Found | str | None:
     if any(shape is None or len(shape) != 4 for shape in shapes) or k.dtype != q.dtype or v.dtype != q.dtype:
         return "queries, keys and values are not known to have four axes and one type"
     (_, heads, queries, d), (_, shared, keys, _), (*_, d_v) = (shape for shape in shapes if shape is not None)
-    if not all(isinstance(n, int) for n in (heads, shared, d, d_v)):
+    if not (isinstance(heads, int) and isinstance(shared, int) and isinstance(d, int) and isinstance(d_v, int)):
         return "the number or the width of heads is not known"
     if max(d, d_v) > _WIDEST or heads % shared:
         return f"{heads} heads of {d} by {shared} of {d_v} have no kernel"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir
@@ -49,10 +49,11 @@ class Products(Steps):
     def __init__(self, graph: Graph, title: str) -> None:
         super().__init__(graph, title)
         self.products: dict[Array, Product] = {}
+        self.codes: dict[onnx_ir.Value, templates.Codes] = {}
 
     def _product(self, node: onnx_ir.Node, key: str, scope: Scope) -> str | None:
         """Leave a product to a template, together with what follows it; the reason if there is none for it."""
-        found = templates.find(node, scope.outer)
+        found = templates.find(node, scope.outer, self.codes)
         if not isinstance(found, templates.Found) or len(node.outputs) != 1:
             return found if isinstance(found, str) else None
         try:
@@ -125,11 +126,12 @@ class Products(Steps):
             return f"what follows is {result.dtype}"
         function, made = "", None
         if result is not array:
-            made = epilogue(array, result, self.memory)
-            if isinstance(made, str):
-                return made
+            found = epilogue(array, result, self.memory)
+            if isinstance(found, str):
+                return found
+            made = found
             key = made.source("epilogue", "")
-            function = self.kernels.get(key) or self._fresh(f"{self._kernel_name()}_epilogue")
+            function = self.kernels.get(key) or self._fresh(f"{self._kernel_name()[:28]}_epilogue")
             if key not in self.kernels:
                 self.kernels[key] = function
                 self.sources.append(made.source(function, self._summary()))
@@ -147,9 +149,9 @@ class Products(Steps):
         """Arguments of the call of a template, without what follows the product."""
         found = product.found
         operands = found.operands if found.norm is None else found.norm.inputs[:1]
-        arguments = ["None" if v is None else self._variable(v) for v in operands]
+        arguments = ["None" if v is None else v if isinstance(v, str) else self._variable(v) for v in operands]
         if found.packed:
-            key = f"packed {product.key}"
+            key = f"packed {found.function} {product.key}"
             arguments.append(self._fresh())
             self.constants[key] = arguments[-1]
             self.lines.append(Line(f"{arguments[-1]} = constants[{key!r}]", (arguments[-1],)))

@@ -91,18 +91,25 @@ class _Writer(Whole):
             return
         function = self.graph.functions.get(node.op_identifier())
         if function is None or function.domain != "burnish" or function.attributes or node.attributes:
-            self.scope = Scope([node], [key], node.outputs, module_path(node))
+            shown = frozenset(v for v in node.outputs if v.is_graph_output())
+            self.scope = Scope([node], [key], node.outputs, module_path(node), shown=shown)
             self._block(self.scope)
             return
         inner = list(function)
         outer = {a: b for a, b in zip(function.inputs, node.inputs, strict=False) if b is not None}
         keys = [f"{key}.{n}" for n in range(len(inner))]
-        scope = Scope(inner, keys, function.outputs, module_path(node), outer, self._halves(node, function))
+        results = list(zip(function.outputs, node.outputs, strict=True))
+        shown = frozenset(a for a, b in results if b.is_graph_output())
+        scope = Scope(
+            inner, keys, function.outputs, module_path(node), outer, self._halves(node, function), shown
+        )  # fmt: skip
         self.scope = scope
         self._block(scope)
-        for result, value in zip(function.outputs, node.outputs, strict=True):
-            if result in scope.later and self._postpone(result):
+        for result, value in results:
+            if (result in scope.later and self._postpone(result)) or result in self.codes:
                 self.made[value] = Made(self.made[result].array)
+                if result in self.codes:
+                    self.codes[value] = self.codes.pop(result)
                 continue
             name = self._variable(result)
             self.made[value] = Made(self.made[result].array, name)
@@ -124,7 +131,10 @@ class _Writer(Whole):
         keep = [v for v in scope.outputs if v in self.made and not self.made[v].name]
         if len(scope.nodes) == 1 and scope.nodes[0].op_type in VIEWS and not scope.nodes[0].domain:
             return  # a view: made where it is needed
-        wanted = [v for v in keep if self.made[v].array is not None and not self._is_view(v)]
+        coded = self._in_codes(scope)
+        for value in coded:
+            self._leave_codes(value, scope)
+        wanted = [v for v in keep if self.made[v].array is not None and not self._is_view(v) and v not in coded]
         wanted = [v for v in wanted if v not in scope.later or not self._postpone(v)]
         if wanted:
             self._store(wanted, [scope.title])

@@ -82,7 +82,8 @@ def find(scope: Scope) -> tuple[list[Rotation], list[str]]:
             found.append(rotation)
         elif rotation:
             missed.append(rotation)
-    if not found and not missed and any(_rotated_cache(node) for node in scope.nodes):
+    apart = not found and not missed and any(is_op(node, "MatMul", "Gemm") for node in scope.nodes)
+    if apart and any(_rotated_cache(node) for node in scope.nodes):
         missed.append("queries, keys and values are no one product: merge_products joins them")
     return found, missed
 
@@ -130,6 +131,8 @@ def _rotation(split: onnx_ir.Node, scope: Scope) -> Rotation | str | None:
         return tables
     cos, sin, pairs = tables
     nodes = frozenset([split, *q.nodes, *k.nodes, *v.nodes, join_k, join_v])
+    if not nodes <= set(scope.nodes):
+        return "queries, keys and values are in several blocks"
     kept = (q.output, join_k.outputs[0], join_v.outputs[0])
     for node in nodes:
         for value in node.outputs:

@@ -7,7 +7,7 @@ report has the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir
@@ -47,7 +47,7 @@ class Found:
     Attributes:
         function: its name.
         module: where it is, below ``burnish.backends.triton``.
-        operands: before the weights; None where one is missing.
+        operands: before the weights, some as variables of the generated file; None where one is missing.
         weight: the second operand as a tensor; None if it is packed.
         packed: whether the constants of the product are packed under the key of its node.
         options: more arguments of the call.
@@ -57,7 +57,7 @@ class Found:
 
     function: str
     module: str
-    operands: tuple[onnx_ir.Value | None, ...]
+    operands: tuple[onnx_ir.Value | str | None, ...]
     weight: onnx_ir.Value | None
     packed: bool
     options: str
@@ -65,7 +65,21 @@ class Found:
     norm: Norm | None = None
 
 
-Match = Callable[[onnx_ir.Node, Outer], "Found | str | None"]
+@dataclass(frozen=True)
+class Codes:
+    """An operand in codes, which a block before has left as it is.
+
+    Attributes:
+        node: the ``DequantizeLinear``.
+        names: variables of its inputs.
+    """
+
+    node: onnx_ir.Node
+    names: tuple[str | None, ...]
+
+
+Given = Mapping[onnx_ir.Value, Codes]
+Match = Callable[[onnx_ir.Node, Outer, Given], "Found | str | None"]
 TEMPLATES: list[Match] = []
 """Tried in order, see :func:`find`."""
 
@@ -76,13 +90,13 @@ def template(match: Match) -> Match:
     return match
 
 
-def find(node: onnx_ir.Node, outer: Outer) -> Found | str | None:
-    """The template for a product; the last reason if PyTorch computes it, None where there is nothing to say."""
+def find(node: onnx_ir.Node, outer: Outer, given: Given) -> Found | str | None:
+    """The template for a product; the first reason if PyTorch computes it, None where there is nothing to say."""
     reason: str | None = None
     if not is_op(node, "MatMul", "Gemm") or not _plain_gemm(node):
         return None
     for match in TEMPLATES:
-        found = match(node, outer)
+        found = match(node, outer, given)
         if isinstance(found, Found):
             return found
         reason = reason or found
@@ -90,25 +104,25 @@ def find(node: onnx_ir.Node, outer: Outer) -> Found | str | None:
 
 
 @template
-def _eight_by_eight(node: onnx_ir.Node, outer: Outer) -> Found | str | None:
+def _eight_by_eight(node: onnx_ir.Node, outer: Outer, given: Given) -> Found | str | None:
     """Codes by codes: int8 with a scale, and maybe a zero point, to a row; float8 with a scale."""
     x = node.inputs[0]
-    maker = None if x is None else x.producer()
+    before = None if x is None else given.get(outer.get(x, x))
+    maker = before.node if before is not None else None if x is None else outer.get(x, x).producer()
     if not is_op(maker, "DequantizeLinear"):
         return None
-    assert x is not None and maker is not None
+    assert maker is not None
     weights = quantized(node, outer)
     codes, scales = maker.inputs[0], maker.inputs[1]
     zeros = maker.inputs[2] if len(maker.inputs) > 2 else None
-    if weights is None or codes is None or scales is None or tensor_of(outer.get(codes, codes)) is not None:
+    if weights is None or codes is None or scales is None or tensor_of(codes) is not None:
         return None
-    kinds = (onnx_ir.DataType.INT8,), (FLOAT8,)
     if codes.dtype not in (onnx_ir.DataType.INT8, FLOAT8):
         return f"activations in codes of {'unknown type' if codes.dtype is None else codes.dtype.name}"
     n, k = weights.shape
     if weights.block is not None:
         return f"both operands are in 8 bits, but the weights have a scale for {weights.block} columns"
-    if (weights.codes.dtype == FLOAT8) != (codes.dtype == FLOAT8) or weights.codes.dtype not in (*EIGHT, *kinds[1]):
+    if (weights.codes.dtype == FLOAT8) != (codes.dtype == FLOAT8) or weights.codes.dtype not in (*EIGHT, FLOAT8):
         return f"codes of {codes.dtype.name} by codes of {weights.codes.dtype.name}"
     if not weights.symmetric():
         return "both operands are in 8 bits, but the weights have zero points"
@@ -121,12 +135,14 @@ def _eight_by_eight(node: onnx_ir.Node, outer: Outer) -> Found | str | None:
     if whole is None or not (to_rows or to_all):
         return "its first operand has no scale to a row"
     options = f"dtype={_TORCH[node.outputs[0].dtype]}"
-    zeros = None if codes.dtype == FLOAT8 else zeros
-    return Found("w8a8", "quantized", (codes, scales, zeros), None, True, options, n)
+    operands: list[onnx_ir.Value | str | None] = [codes, scales, None if codes.dtype == FLOAT8 else zeros]
+    if before is not None:
+        operands = [None if v is None else name for v, name in zip(operands, (*before.names, None), strict=False)]
+    return Found("w8a8", "quantized", tuple(operands), None, True, options, n)
 
 
 @template
-def _sparse(node: onnx_ir.Node, outer: Outer) -> Found | str | None:
+def _sparse(node: onnx_ir.Node, outer: Outer, given: Given) -> Found | str | None:
     """Weights with the pattern 2:4, as values or in 4-bit codes."""
     x = node.inputs[0]
     if not pattern24(node) or x is None:
@@ -151,7 +167,7 @@ def _sparse(node: onnx_ir.Node, outer: Outer) -> Found | str | None:
 
 
 @template
-def _few_bits(node: onnx_ir.Node, outer: Outer) -> Found | str | None:
+def _few_bits(node: onnx_ir.Node, outer: Outer, given: Given) -> Found | str | None:
     """Weights in 4 or 8 bits, expanded in registers."""
     x = node.inputs[0]
     found = quantized(node, outer)
@@ -182,7 +198,7 @@ def _coded(
 
 
 @template
-def _dense(node: onnx_ir.Node, outer: Outer) -> Found | str | None:
+def _dense(node: onnx_ir.Node, outer: Outer, given: Given) -> Found | str | None:
     """Two matrices in 16 bits, where something follows that fuses; alone, a vendor's kernel is taken."""
     x, w = node.inputs[0], node.inputs[1]
     if x is None or w is None or x.shape is None or w.shape is None:

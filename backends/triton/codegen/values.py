@@ -43,7 +43,10 @@ class Made:
 
 @dataclass
 class Scope:
-    """Nodes that become kernels together; of its outputs, ``later`` may be left to what reads them."""
+    """Nodes that become kernels together.
+
+    Of its outputs, ``later`` may be left to what reads them, ``shown`` are outputs of the graph.
+    """
 
     nodes: Sequence[onnx_ir.Node]
     keys: Sequence[str]
@@ -51,6 +54,7 @@ class Scope:
     title: str
     outer: Mapping[onnx_ir.Value, onnx_ir.Value] = field(default_factory=dict)
     later: tuple[onnx_ir.Value, ...] = ()
+    shown: frozenset[onnx_ir.Value] = frozenset()
     names: list[str] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
 

@@ -126,17 +126,17 @@ def pack(function: str, node: onnx_ir.Node, outer: Outer, device: torch.device) 
         return pack24(_dense(node, outer, device))
     import torch
 
-    codes, scales = tensor_from(found.codes, device), tensor_from(found.scales, device)
-    zeros = None if found.zeros is None or found.symmetric() else tensor_from(found.zeros, device)
     n = found.shape[0]
-    if not found.turned:
-        codes = codes.T
-        scales, zeros = (t if t is None or t.dim() < 2 else t.T for t in (scales, zeros))
-    assert scales is not None
-    if scales.numel() == n:
-        scales, zeros = (None if t is None else t.reshape(n, 1) for t in (scales, zeros))
-    assert scales is not None
-    scales = scales.contiguous()
+
+    def laid(tensor: torch.Tensor) -> torch.Tensor:
+        """Scales or zero points as [N, groups]."""
+        if tensor.numel() == n:
+            return tensor.reshape(n, 1)
+        return tensor.contiguous() if found.turned else tensor.T.contiguous()
+
+    codes, scales = tensor_from(found.codes, device), laid(tensor_from(found.scales, device))
+    codes = codes if found.turned else codes.T
+    zeros = None if found.zeros is None or found.symmetric() else laid(tensor_from(found.zeros, device))
     if found.codes.dtype == FLOAT8:
         if function == "w8a8":
             return Rows8(codes.contiguous(), scales.reshape(n), None)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import abc
+
 import onnx_ir
 
+from ....ir.graph import is_op, tensor_of
 from ....ir.remarks import Remark
 from . import attention, rope
 from .listing import Line
 from .products import Products
+from .templates import Codes
 from .values import Made, Scope
 
 
@@ -58,6 +62,32 @@ class Whole(Products):
         self.lines.append(Line(f"{name} = append({past}, {new})", (name,)))
         self._named(node.outputs[0], name, "append")
         return True
+
+    def _in_codes(self, scope: Scope) -> list[onnx_ir.Value]:
+        """Results of a block that are codes times scales, which a product may want as codes."""
+        found = []
+        for value in scope.outputs:
+            maker = value.producer()
+            if maker is None or maker not in scope.nodes or not is_op(maker, "DequantizeLinear"):
+                continue
+            made = self.made.get(value)
+            if value not in scope.shown and made is not None and made.array is not None and not made.name:
+                found.append(value)
+        return found
+
+    def _leave_codes(self, value: onnx_ir.Value, scope: Scope) -> None:
+        """Compute the codes of a value instead of the value, which is computed where it is read, if at all."""
+        node = value.producer()
+        assert node is not None
+        inputs = [v for v in node.inputs if v is not None]
+        if any(tensor_of(self._real(v)) is None for v in inputs):
+            names = tuple(None if v is None else self._variable(v) for v in node.inputs)
+            self.codes[value] = Codes(node, names)
+            self._express(node, scope.keys[list(scope.nodes).index(node)], scope)
+
+    @abc.abstractmethod
+    def _express(self, node: onnx_ir.Node, key: str, scope: Scope) -> str | None:
+        """Say how kernels compute a node; the reason if they cannot."""
 
     def _named(self, value: onnx_ir.Value, name: str, function: str) -> None:
         """A value that a call has made, as a tensor in a variable."""

@@ -78,8 +78,8 @@ def attention_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """q [batch, heads, queries, d], k and v [batch, heads / group, keys, d and d_v]; y like q.
 
-    bias: added to the scores, or uint8: 0 hides. lengths_q, lengths_k [batch] int32: tokens in use. block_mask uint8 [queries / BLOCK_M, keys / BLOCK_N]: blocks to
-    read. With CAUSAL the last query sees the last key.
+    bias: added to the scores, or uint8: 0 hides. lengths_q, lengths_k [batch] int32: tokens in use. block_mask uint8
+    [queries / BLOCK_M, keys / BLOCK_N]: blocks to read. With CAUSAL the last query sees the last key.
     """
     block, at_head = tl.program_id(0), tl.program_id(1)
     batch, head = (at_head // heads).to(tl.int64), (at_head % heads).to(tl.int64)

@@ -39,9 +39,8 @@ def strided(tensor: torch.Tensor) -> torch.Tensor:
     return torch.stack([tensor, tensor], -1)[..., 0]
 
 
-def halved(graph: onnx_ir.Model) -> onnx_ir.Model:
-    """The graph with float32 replaced by bfloat16."""
-    half = onnx_ir.DataType.BFLOAT16
+def halved(graph: onnx_ir.Model, half: onnx_ir.DataType = onnx_ir.DataType.BFLOAT16) -> onnx_ir.Model:
+    """The graph with float32 replaced by bfloat16, or by another type."""
 
     def turn(value: onnx_ir.Value) -> None:
         if value.dtype == onnx_ir.DataType.FLOAT:
