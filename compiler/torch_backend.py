@@ -31,7 +31,7 @@ from ..passes.fuse.choose_kernels import ChooseKernels
 from ..passes.presets import PRESETS
 from ..passes.spec import Passes, check_order, implied, parse
 from .cache import open_cache
-from .kernel_times import asked_for
+from .kernel_times import KernelTimes, asked_for
 from .measure import node_count
 from .pipeline import run_passes
 from .torch_constants import Constants
@@ -228,11 +228,10 @@ class _Compiled:
             from .kernels import on_kernels
 
             passes = on_kernels(passes)
-        settings = self._settings
-        if target == "onnxruntime" and settings.measure and passes and not any(map(_chooses, passes)):
-            passes = [*passes, ChooseKernels(settings.measure)]
-        store = open_cache(None, from_disk=True)
-        times = asked_for(passes, None if store is None else store.folder, settings.threads)
+        seconds = self._settings.measure if target == "onnxruntime" and passes else 0.0
+        if seconds and not any(item.stage is Stage.FUSE for item in passes):  # else it is said already what is joined
+            passes = [*passes, ChooseKernels(seconds)]
+        times = self._times(passes, seconds)
         clock = None if times is None else times.unlowered
         records = run_passes(captured.graph, passes, Context(target=target, clock=clock), [])
         self.report.remarks = [remark for record in records for remark in record.outcome.remarks]
@@ -255,6 +254,11 @@ class _Compiled:
         # The runtime maps the weights of a large file: it stays as long as the session.
         weakref.finalize(session, shutil.rmtree, folder, True)
         return session
+
+    def _times(self, passes: Sequence[Pass], seconds: float) -> KernelTimes | None:
+        store = open_cache(None, from_disk=True)
+        folder, threads = None if store is None else store.folder, self._settings.threads
+        return asked_for(passes, folder, threads) or (KernelTimes(folder, seconds, threads) if seconds else None)
 
     def _target(self, inputs: Sequence[Any]) -> str:
         if self._settings.backend != "auto":
@@ -287,11 +291,6 @@ class _Compiled:
         if self._epoch != _epoch:
             return "refresh() was called"
         return self._constants.changed(args, self.report.calls)
-
-
-def _chooses(item: Pass) -> bool:
-    """Whether a pass makes choices of its own about what is joined."""
-    return item.stage is Stage.FUSE
 
 
 def _owned(outputs: Sequence[Any], feeds: Iterable[torch.Tensor]) -> list[Any]:

@@ -399,3 +399,61 @@ def test_nothing_compiled_says_so() -> None:
 def test_operators_that_once_were_wrong(call: Any) -> None:
     torch.testing.assert_close(torch.compile(call, backend=backend)(X), call(X), rtol=1e-4, atol=1e-5)
     assert only().eager is None
+
+
+class Normed(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x + super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("how", "measures"),
+    [
+        ({}, True),
+        ({"options": {"measure": 0}}, False),
+        ({"mode": "max-autotune"}, True),
+        ({"options": {"passes": []}}, False),
+    ],
+)
+def test_kernels_are_chosen_by_measurement(how: dict[str, Any], measures: bool) -> None:
+    model = Normed().eval()
+    torch.testing.assert_close(compiled(model, **how)(X), model(X), rtol=1e-5, atol=1e-6)
+    said = [remark.reason for remark in only().remarks]
+    assert any("SkipLayerNormalization" in reason and "times the time" in reason for reason in said) == measures
+
+
+def test_a_list_that_says_what_is_joined_is_left_as_it_is() -> None:
+    model = Normed().eval()
+    run = compiled(model, mode="w8a16")
+    assert torch.allclose(run(X), model(X), atol=0.1) and only().eager is None
+    said = [remark.reason for remark in only().remarks]
+    assert not any("were not timed" in reason or "nothing can be timed" in reason for reason in said)
+    assert any("SkipLayerNormalization" in reason and "times the time" in reason for reason in said)
+
+
+def test_measuring_takes_a_number_of_seconds() -> None:
+    assert torch_backend._settings("max-autotune", {}).measure > torch_backend._settings(None, {}).measure
+    with pytest.raises(burnish.BurnishError, match="not a number of seconds"):
+        torch_backend._settings(None, {"measure": -1})
+
+
+def test_a_constant_made_in_inference_mode_is_watched_too() -> None:
+    from burnish.compiler.torch_constants import Constants
+
+    with torch.inference_mode():
+        frozen = torch.ones(3)
+    free = torch.ones(3)
+    constants = Constants(0)
+    constants.remember((0, 1), [frozen, free])
+    assert constants.changed([frozen, free], 1) is None
+    free.add_(1)
+    assert constants.changed([frozen, free], 2) == "a parameter or buffer was changed" and constants.varying == set()
+    constants.remember((0, 1), [frozen, free])
+    free.add_(1)
+    assert constants.changed([frozen, free], 3) and constants.varying == {1}
+    constants.remember((0, 1), [frozen, free])
+    assert constants.changed([frozen, frozen], 4)  # one without a version in the place of one with
