@@ -130,12 +130,15 @@ def fit_scales(
     matrix = np.empty((n, groups, groups), np.float64)
     right = np.empty((n, groups), np.float64)
     for a in range(groups):
-        mine = slice(a * group, min((a + 1) * group, k))
-        along = steps[:, mine] @ hessian[mine]
+        begin = a * group
+        mine = slice(begin, min(begin + group, k))
         right[:, a] = np.einsum("nk,nk->n", steps[:, mine], target[:, mine])
-        for b in range(groups):
-            other = slice(b * group, min((b + 1) * group, k))
-            matrix[:, a, b] = np.einsum("nk,nk->n", along[:, other], steps[:, other])
+        # The matrix of a row is symmetric: what is left of the diagonal is known.
+        along = steps[:, mine] @ hessian[mine, begin:]
+        along *= steps[:, begin:]
+        found = np.add.reduceat(along, np.arange(0, k - begin, group), axis=1)
+        matrix[:, a, a:] = found
+        matrix[:, a:, a] = found
 
     # A group whose codes are all zero has no say; the others hardly feel the little that keeps the system regular.
     at = np.arange(groups)
