@@ -24,11 +24,12 @@ _LARGEST = 256 << 20
 """Bytes of constants up to which an excerpt is made."""
 _TOKENS = 128
 _BATCH = 1
+_PIXELS = 256
 _CACHE = "past_key_values"
 
 
 def usual_sizes(graph: Graph) -> list[dict[str, int]]:
-    """Sizes to time nodes of ``graph`` at: batches of one, other named sizes 128; a decoder also by the token."""
+    """Sizes to time nodes at: batches of one, images of 256 x 256, else 128; a decoder also by the token."""
     names: dict[str, int] = {}
     batches: set[str] = set()
     caches: set[str] = set()
@@ -36,10 +37,11 @@ def usual_sizes(graph: Graph) -> list[dict[str, int]]:
         shape = value.shape or ()
         for axis, dim in enumerate(shape):
             for name in symbols_of(dim):
-                names[name] = _TOKENS
+                cached = (value.name or "").startswith(_CACHE)
+                names[name] = _PIXELS if len(shape) == 4 and axis > 1 and not cached else _TOKENS
                 if axis == 0 and len(shape) > 1:
                     batches.add(name)
-                if (value.name or "").startswith(_CACHE):
+                if cached:
                     caches.add(name)
     names |= dict.fromkeys(batches, _BATCH)
     if not caches or not names.keys() - batches - caches:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def _case(name: str) -> Graph:
 
 
 MODELS: dict[str, tuple[str, Callable[[], Graph]]] = {
-    **{name: (f"{case.title}, `torch.compile`", lambda name=name: _case(name)) for name, case in CASES.items()},
+    **{name: (f"{case.title}, `torch.compile`", partial(_case, name)) for name, case in CASES.items()},
     "minilm_file": ("MiniLM, any size", lambda: import_folder(model_path("minilm")).graph),
     "smollm2_file": ("SmolLM2-135M with cache, any size", lambda: import_gguf(model_path("smollm2")).graph),
 }

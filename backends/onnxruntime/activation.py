@@ -11,38 +11,44 @@ from . import kernels
 from .choice import Choices
 from .legality import type_name
 
-RULE = "gelu(x + bias) => BiasGelu"
-_JOINED, _APART = "BiasGelu", "bias with the product and Gelu"
+RULES = {"BiasGelu": "gelu(x + bias) => BiasGelu", "FastGelu": "tanh_gelu(x + bias) => FastGelu"}
+_JOINED = {"none": "BiasGelu", "tanh": "FastGelu"}
+_APART = "bias with the product and Gelu"
 
 
 def lower_activations(graph: Graph, choices: Choices | None = None) -> list[Remark]:
     """Let one kernel add the bias of a product and compute GELU.
 
     Apart, the runtime adds the bias while it computes the product, and GELU reads the result once more; joined it is
-    one node less. Only the exact GELU, by the error function, has such a kernel.
+    one node less. There is a kernel for GELU by the error function, and one for its approximation by tanh.
     """
     choices = choices or Choices(graph, None)
-    edit, count = Editor(graph, RULE), 0
+    counts: dict[str, int] = {}
     for gelu in [n for n in graph.graph if is_op(n, "Gelu")]:
         found = _place(gelu)
         if found is None:
             continue
         product, add = found
-        variants = {_APART: lambda small: None, _JOINED: _join_alone}
-        like = (str(dims(product.inputs[0])), str(dims(gelu.outputs[0])))
-        if choices.pick([product, add, gelu], variants, _JOINED, like) == _JOINED:
-            _join(edit, add, gelu)
-            count += 1
-    return [Remark("applied", "", f"{RULE}: {count} times", {RULE: count})] if count else []
+        joined = _kernel(gelu)
+        variants = {_APART: lambda small: None, joined: _join_alone}
+        like = (joined, str(dims(product.inputs[0])), str(dims(gelu.outputs[0])))
+        if choices.pick([product, add, gelu], variants, joined, like) == joined:
+            _join(Editor(graph, RULES[joined]), add, gelu)
+            counts[RULES[joined]] = counts.get(RULES[joined], 0) + 1
+    return [Remark("applied", "", f"{rule}: {n} times", {rule: n}) for rule, n in counts.items()]
+
+
+def _kernel(gelu: onnx_ir.Node) -> str:
+    return _JOINED[attribute(gelu, "approximate", "none")]
 
 
 def _place(gelu: onnx_ir.Node) -> tuple[onnx_ir.Node, onnx_ir.Node] | None:
     """The product and the addition of its bias that a GELU alone reads."""
     add = producer(gelu.inputs[0], "Add")
-    if add is None or attribute(gelu, "approximate", "none") != "none" or add.graph is not gelu.graph or _many(add):
+    if add is None or add.graph is not gelu.graph or _many(add):
         return None
     kind = type_name(gelu.inputs[0])
-    if kind != "tensor(float)" or not kernels.has("com.microsoft", _JOINED, 1, [kind, kind]):
+    if kind != "tensor(float)" or not kernels.has("com.microsoft", _kernel(gelu), 1, [kind, kind]):
         return None
     for value, bias in (add.inputs, add.inputs[::-1]):
         product = producer(value, "MatMul")
@@ -68,7 +74,7 @@ def _join(edit: Editor, add: onnx_ir.Node, gelu: onnx_ir.Node) -> None:
     old = gelu.outputs[0]
     edit.at(gelu, [add, gelu])
     new = edit.op(
-        _JOINED, [value, bias], domain="com.microsoft", dtype=old.dtype, shape=old.shape, hint=gelu.name
+        _kernel(gelu), [value, bias], domain="com.microsoft", dtype=old.dtype, shape=old.shape, hint=gelu.name
     )  # fmt: skip
     edit.replace(old, new)
     edit.sweep([gelu])

@@ -1,9 +1,10 @@
-"""Which kernels compute an attention: ``Attention``, ``MultiHeadAttention``, or products and a softmax."""
+"""Which kernels compute an attention: of three operators, or those of products and a softmax."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx_ir
 
 from ...ir.graph import Graph, attribute, dims, is_op
@@ -13,26 +14,35 @@ from . import kernels
 from .choice import Choices
 from .legality import type_name
 
+GROUPED = "Attention => GroupQueryAttention"
 MULTI_HEAD = "Attention => MultiHeadAttention"
 PRODUCTS = "Attention => FusedMatMul, Softmax, MatMul"
 _USUAL, _MULTI, _TAKEN_APART = "Attention", "MultiHeadAttention", "FusedMatMul and Softmax"
+_GROUP = "GroupQueryAttention"
+_FLOAT = "tensor(float)"
 _PLAIN = {"q_num_heads", "kv_num_heads", "scale", "is_causal", "softmax_precision"}
 _SPLIT = [0, 2, 1, 3]
+_GROUPED_SIZE = 8
+"""What the size of a head must be a multiple of for the grouped kernel."""
 
 
 def choose_attention(graph: Graph, choices: Choices) -> list[Remark]:
     """Put another kernel in the place of ``Attention`` where it was measured to be the faster one.
 
-    Considered are operators on flat heads without a cache, as many heads of keys as of queries, and no mask but an
-    additive one.
+    Considered are operators on flat heads without a cache: with as many heads of keys as of queries and no mask but an
+    additive one, or causal ones of plain sizes, whose heads of keys may be fewer, and which may give keys and values.
     """
     if not choices.measured:
         return []
-    rules = {_MULTI: (MULTI_HEAD, _multi_head), _TAKEN_APART: (PRODUCTS, _products)}
+    rules = {
+        _MULTI: (MULTI_HEAD, _multi_head),
+        _GROUP: (GROUPED, _grouped),
+        _TAKEN_APART: (PRODUCTS, _products),
+    }
     counts: dict[str, int] = {}
     for node in [n for n in graph.graph if is_op(n, "Attention")]:
         variants = _variants(node)
-        like = (str([dims(value) for value in node.inputs]), str(_attributes(node)))
+        like = (str([dims(value) for value in node.inputs]), str(_attributes(node)), len(node.outputs))
         chosen = choices.pick([node], variants, _USUAL, like)
         if chosen in rules:
             rule, rewrite = rules[chosen]
@@ -48,28 +58,32 @@ def _attributes(node: onnx_ir.Node) -> dict[str, Any]:
 def _variants(node: onnx_ir.Node) -> dict[str, Any]:
     """Ways to compute an attention, by name."""
     found: dict[str, Any] = {_USUAL: lambda small: None}
-    heads = attribute(node, "q_num_heads")
+    heads, kv_heads = attribute(node, "q_num_heads"), attribute(node, "kv_num_heads")
     shapes = [dims(value) for value in node.inputs[:3]]
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
-    if heads is None or heads != attribute(node, "kv_num_heads") or not node.attributes.keys() <= _PLAIN:
+    query, key, value = (shape if shape is not None and len(shape) == 3 else None for shape in shapes)
+    mask = _mask(node)
+    if query is None or key is None or value is None or heads is None or not node.attributes.keys() <= _PLAIN:
         return found
-    if len(node.outputs) > 1 or any(value is not None for value in node.inputs[4:]):
+    if any(value is not None for value in node.inputs[4:]):
         return found
-    if any(shape is None or len(shape) != 3 or not isinstance(shape[2], int) for shape in shapes):
+    if not all(isinstance(shape[2], int) for shape in (query, key, value)):
         return found
-    if shapes[1] is None or shapes[2] is None or shapes[0] is None or shapes[0][2] != shapes[1][2]:
+    if any(type_name(value) != _FLOAT for value in node.inputs[:3]):
         return found
-    if any(type_name(value) != "tensor(float)" for value in node.inputs[:3]):
-        return found
-    if mask is not None and (type_name(mask) != "tensor(float)" or len(dims(mask) or ()) != 4):
-        return found
-    same_length = shapes[0][1] == shapes[1][1]
     causal = bool(attribute(node, "is_causal", 0))
-    kinds = ["tensor(float)"] * 3
+    plain = all(isinstance(size, int) for size in query[:2]) and query[:2] == key[:2] and key == value
+    size = query[2] // heads if isinstance(query[2], int) else 0
+    fits = heads % kv_heads == 0 and size % _GROUPED_SIZE == 0 and len(node.outputs) in (1, 3)
+    if causal and plain and mask is None and fits:
+        found |= {_GROUP: _alone(_grouped)} if kernels.has("com.microsoft", _GROUP, 1, [_FLOAT] * 3) else {}
+    if len(node.outputs) > 1 or heads != kv_heads or query[2] != key[2]:
+        return found
+    if mask is not None and (type_name(mask) != _FLOAT or len(dims(mask) or ()) != 4):
+        return found
     attributes = ("num_heads", "scale", "unidirectional")
-    if (same_length or not causal) and kernels.has("com.microsoft", _MULTI, 1, kinds, attributes):
+    if (query[1] == key[1] or not causal) and kernels.has("com.microsoft", _MULTI, 1, [_FLOAT] * 3, attributes):
         found[_MULTI] = _alone(_multi_head)
-    if not causal and kernels.has("com.microsoft", "FusedMatMul", 1, kinds[:2], ("alpha", "transB")):
+    if not causal and kernels.has("com.microsoft", "FusedMatMul", 1, [_FLOAT] * 2, ("alpha", "transB")):
         found[_TAKEN_APART] = _alone(_products)
     return found
 
@@ -101,6 +115,33 @@ def _multi_head(edit: Editor, node: onnx_ir.Node) -> None:
         _MULTI, inputs, attributes, domain="com.microsoft", dtype=old.dtype, shape=old.shape, hint=node.name
     )  # fmt: skip
     edit.replace(old, new)
+    edit.sweep([node])
+
+
+def _grouped(edit: Editor, node: onnx_ir.Node) -> None:
+    query = dims(node.inputs[0])
+    assert query is not None
+    batch, length = query[:2]
+    assert isinstance(batch, int) and isinstance(length, int)
+    attributes: dict[str, Any] = {
+        "num_heads": attribute(node, "q_num_heads"), "kv_num_heads": attribute(node, "kv_num_heads"),
+    }  # fmt: skip
+    if (scale := attribute(node, "scale")) is not None:
+        attributes["scale"] = scale
+    edit.at(node, [node])
+    last = edit.initializer(np.full(batch, length - 1, np.int32), "last_position")
+    total = edit.initializer(np.asarray(length, np.int32), "length")
+    outputs = edit.ops(
+        _GROUP, [*node.inputs[:3], None, None, last, total], attributes, outputs=3, domain="com.microsoft",
+        hint=node.name, infer_types=False,
+    )  # fmt: skip
+    for new, old in zip(outputs, node.outputs, strict=False):
+        new.type, new.shape = old.type, old.shape
+        edit.replace(old, new)
+    for new, value in zip(outputs[len(node.outputs) :], node.inputs[1:3][len(node.outputs) - 1 :], strict=True):
+        shape, kv_heads = dims(value), attribute(node, "kv_num_heads")
+        assert value is not None and shape is not None and isinstance(shape[2], int)
+        new.type, new.shape = value.type, onnx_ir.Shape([batch, kv_heads, length, shape[2] // kv_heads])
     edit.sweep([node])
 
 

@@ -19,6 +19,7 @@ from .integer import lower_integer
 from .legality import check, nonstandard
 from .nbits import lower_quantized
 from .normalization import lower_residual_norms
+from .products import choose_products
 from .rows import flatten_rows
 from .transposes import fold_transposes
 
@@ -65,6 +66,7 @@ def lower(graph: Graph, target: str = "onnxruntime", clock: Clock | None = None)
     remarks += choose_attention(graph, choices)
     remarks += lower_residual_norms(graph, choices)
     remarks += lower_activations(graph, choices)
+    remarks += choose_products(graph, choices)
     remarks += lower_concatenated(graph, choices)
     remarks += choices.remarks
     remarks += check(graph)

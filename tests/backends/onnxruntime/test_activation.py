@@ -29,10 +29,13 @@ def test_joined_unless_measured_to_be_slower(
     np.testing.assert_allclose(run(graph)[0], want, rtol=1e-5, atol=1e-6)
 
 
-def test_the_approximate_one_has_no_such_kernel(parse: Any, ops: Any) -> None:
-    graph = parse(TEXT.format(operands="a, w2", how='<approximate = "tanh">'))
-    lower(graph)
-    assert "BiasGelu" not in ops(graph)
+def test_the_approximation_by_tanh_has_a_kernel_of_its_own(parse: Any, run: Any, ops: Any, prefer: Any) -> None:
+    for clock, joined in ((None, True), (prefer("FastGelu"), True), (prefer("Gelu"), False)):
+        graph = parse(TEXT.format(operands="a, w2", how='<approximate = "tanh">'))
+        (want,) = run(graph, optimize=False)
+        lower(graph, clock=clock)
+        assert ops(graph) == ({"MatMul": 1, "FastGelu": 1} if joined else {"MatMul": 1, "Add": 1, "Gelu": 1})
+        np.testing.assert_allclose(run(graph)[0], want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,39 @@ def test_what_only_the_usual_kernel_does(given: str, parse: Any, ops: Any, prefe
         assert ops(graph) == {"Attention": 1}
 
 
+CAUSAL = """
+g (float[2,5,16] q, float[2,5,{width}] k, float[2,5,{width}] v) => (float[2,5,16] y{cache}) {{
+  y{given} = Attention <q_num_heads = 2, kv_num_heads = {kv}, is_causal = 1{how}> (q, k, v)
+}}
+"""
+
+
+@pytest.mark.parametrize("kv", [1, 2])
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("how", ["", ", scale = 0.3"])
+def test_causal_attention_of_plain_sizes(
+    kv: int, cache: bool, how: str, parse: Any, run: Any, ops: Any, prefer: Any
+) -> None:
+    outputs = f", float[2,{kv},5,8] pk, float[2,{kv},5,8] pv" if cache else ""
+    given = CAUSAL.format(width=8 * kv, kv=kv, cache=outputs, given=", pk, pv" if cache else "", how=how)
+    graph = parse(given)
+    names, want = [value.name for value in graph.graph.outputs], run(parse(given))
+    lower(graph, clock=prefer("GroupQueryAttention"))
+    verify(graph, lowered=True)
+    assert ops(graph) == {"GroupQueryAttention": 1}
+    assert [value.name for value in graph.graph.outputs] == names
+    for mine, theirs in zip(run(graph), want, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_grouped_kernel_needs_plain_sizes_and_a_causal_mask(parse: Any, ops: Any, prefer: Any) -> None:
+    plain, odd = text().replace("B,S", "2,5"), text(how="is_causal = 1").replace("B,S", "2,5")  # heads of 4
+    for given in (text(how="is_causal = 1"), plain, odd):
+        graph = parse(given)
+        lower(graph, clock=prefer("GroupQueryAttention"))
+        assert ops(graph) == {"Attention": 1}
+
+
 def test_nothing_is_changed_without_a_measurement(parse: Any, ops: Any) -> None:
     graph = parse(text())
     assert not any("times the time" in remark.reason for remark in lower(graph))
