@@ -77,41 +77,38 @@ def compile_shape(name: str, layers: int | None, work: Path) -> dict[str, Any]:
     return figures
 
 
-def calibrated_rows(layers: Sequence[int], work: Path, sequences: int) -> list[dict[str, Any]]:
-    """Time, processor time and peak memory of GPTQ on folders of so many layers, a process each."""
-    rows = []
-    for count in layers:
-        shape = replace(SHAPES["tinyllama-1.1b"], layers=count)
-        source, output = work / f"gptq-{count}", work / f"gptq-{count}-w4"
+def calibrated_row(count: int, work: Path, sequences: int) -> dict[str, Any]:
+    """Time, processor time and peak memory of GPTQ on a folder of ``count`` layers, in a process of its own."""
+    shape = replace(SHAPES["tinyllama-1.1b"], layers=count)
+    source, output = work / f"gptq-{count}", work / f"gptq-{count}-w4"
+    for folder in (source, output):
+        shutil.rmtree(folder, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        weights = make_folder(shape, source)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        me = [sys.executable, "-m", "burnish.tools.bench_scale"]
+        usage = measure([*me, "--calibrate", str(source), str(output), "--sequences", str(sequences)])
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        if usage.status:
+            raise ModelError(f"compiling {count} layers ended with status {usage.status}", where=str(source))
+    finally:
         for folder in (source, output):
             shutil.rmtree(folder, ignore_errors=True)
-        work.mkdir(parents=True, exist_ok=True)
-        try:
-            weights = make_folder(shape, source)
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            me = [sys.executable, "-m", "burnish.tools.bench_scale"]
-            usage = measure([*me, "--calibrate", str(source), str(output), "--sequences", str(sequences)])
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            if usage.status:
-                raise ModelError(f"compiling {count} layers ended with status {usage.status}", where=str(source))
-        finally:
-            for folder in (source, output):
-                shutil.rmtree(folder, ignore_errors=True)
-        row = {
-            "layers": count,
-            "sequences": sequences,
-            "weight_bytes": weights,
-            "seconds": usage.seconds,
-            "processor_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
-            "peak_anonymous_bytes": usage.peak_anonymous,
-        }
-        print(
-            f"GPTQ, {count} layers: {row['seconds']:.0f} s ({row['processor_seconds']:.0f} s of processor), at most "
-            f"{usage.peak_anonymous / 1e6:.0f} MB",
-            flush=True,
-        )
-        rows.append(row)
-    return rows
+    row = {
+        "layers": count,
+        "sequences": sequences,
+        "weight_bytes": weights,
+        "seconds": usage.seconds,
+        "processor_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+        "peak_anonymous_bytes": usage.peak_anonymous,
+    }
+    print(
+        f"GPTQ, {count} layers: {row['seconds']:.0f} s ({row['processor_seconds']:.0f} s of processor), at most "
+        f"{usage.peak_anonymous / 1e6:.0f} MB",
+        flush=True,
+    )
+    return row
 
 
 def calibrate(source: Path, output: Path, sequences: int) -> None:
@@ -170,11 +167,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         calibrate(options.calibrate[0], options.calibrate[1], options.sequences)
         return 0
     if options.calibrated:
-        path = options.out / "scale.json"
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"checks": []}
-        rows = calibrated_rows(options.calibrated, options.work, options.sequences)
-        found["calibrated"] = {"rows": rows, "machine": describe_machine()}
-        return write_results(path, found)
+        path, status = options.out / "scale.json", 0
+        for count in options.calibrated:
+            row = calibrated_row(count, options.work, options.sequences)
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"checks": []}
+            before = found.get("calibrated", {}).get("rows", [])
+            rows = [one for one in before if one["layers"] != count] + [row]
+            rows.sort(key=lambda one: one["layers"])
+            found["calibrated"] = {"rows": rows, "machine": describe_machine()}
+            status = write_results(path, found)
+        return status
     return write_results(options.out / "scale.json", bench_scale(options.work, options.large))
 
 

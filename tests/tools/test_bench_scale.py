@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import burnish
@@ -40,3 +41,14 @@ def test_saved_model_runs_light(tmp_path: Path) -> None:
     figures = bench_scale.run_saved(tmp_path)
     assert figures["imported"] == []
     assert 20e6 < figures["bytes"] < 150e6  # with torch imported it is more than 250 MB
+
+
+def test_rows_of_other_layers_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr(
+        bench_scale, "calibrated_row", lambda count, work, sequences: {"layers": count, "seconds": next(told)}
+    )
+    for layers in (["4", "2"], ["4"]):
+        assert bench_scale.main(["--calibrated", *layers, "--out", str(tmp_path), "--work", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "scale.json").read_text())["calibrated"]["rows"]
+    assert [(row["layers"], row["seconds"]) for row in rows] == [(2, 2.0), (4, 3.0)]
