@@ -44,7 +44,8 @@ def describe(graph: Graph, target: str, folder: Path, decodes: bool) -> tuple[li
     """
     remarks = []
     if decodes:
-        remarks.append(Remark("skipped", "", f"generate() is left out: the backend {target} has no cache in place"))
+        more = "; call the model with the cache that it returned, which grows in place" if target == "triton" else ""
+        remarks.append(Remark("skipped", "", f"generate() runs on ONNX Runtime alone{more}"))
     if target != "triton":
         return [], remarks
     from ..backends.triton.codegen.program import generate

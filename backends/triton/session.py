@@ -26,6 +26,10 @@ from ..reference.tensors import specification, to_numpy
 from . import require_triton
 
 
+MOST_GRAPHS = 16
+"""Sets of input shapes whose launches are recorded: a decoder whose cache grows has another set for each token."""
+
+
 def device_for(choice: str | torch.device | None = None) -> torch.device:
     """Where kernels can run.
 
@@ -60,7 +64,8 @@ class Session:
     Args:
         graph: its types and shapes are inferred here.
         device: see :func:`device_for`.
-        cuda_graph: whether launches are recorded once for each set of input shapes and replayed; on a GPU only.
+        cuda_graph: whether launches are recorded once for each set of input shapes, up to :data:`MOST_GRAPHS`, and
+            replayed; on a GPU only.
         source: the generated file, if it was made before.
         title: first line of the generated file.
 
@@ -126,6 +131,11 @@ class Session:
         """Through a recorded CUDA graph for these shapes; recorded now if there is none."""
         assert self._graphs is not None
         key = tuple((tuple(t.shape), t.dtype) for t in given)
+        if key not in self._graphs and len(self._graphs) >= MOST_GRAPHS:
+            said = Remark("skipped", "", f"launches are recorded for {MOST_GRAPHS} sets of input shapes, no more")
+            if said not in self.remarks:
+                self.remarks = (*self.remarks, said)
+            return self.call(given)
         if key not in self._graphs:
             try:
                 self._graphs[key] = self._recorded(given)

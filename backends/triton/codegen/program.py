@@ -97,6 +97,8 @@ class _Writer(Whole):
             return
         inner = list(function)
         outer = {a: b for a, b in zip(function.inputs, node.inputs, strict=False) if b is not None}
+        for formal, actual in outer.items():  # a file does not say them
+            formal.type, formal.shape = actual.type, actual.shape
         keys = [f"{key}.{n}" for n in range(len(inner))]
         results = list(zip(function.outputs, node.outputs, strict=True))
         shown = frozenset(a for a, b in results if b.is_graph_output())

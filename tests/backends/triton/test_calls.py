@@ -15,29 +15,34 @@ from burnish.backends.triton.codegen import attention, templates
 from burnish.backends.triton.codegen.program import generate
 from burnish.backends.triton.codes import Rows8
 from burnish.backends.triton.pattern24 import dequantize24, pack24_codes
+from burnish.backends.triton.session import MOST_GRAPHS, Session
 from burnish.ir.errors import ModelError
 from burnish.ir.infer import infer_graph
 
 HERE = Path(__file__).resolve().parent
 
 
-def _right(monkeypatch: pytest.MonkeyPatch, cache: Path, *checks: str) -> None:
+def _right(monkeypatch: pytest.MonkeyPatch, cache: Path, file: str, *checks: str) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     monkeypatch.setenv("BURNISH_CACHE", str(cache))
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-W", "ignore", str(HERE / "interpreted_calls.py"), *checks]
+    command = [sys.executable, "-W", "ignore", str(HERE / file), *checks]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=1200)
     assert done.returncode == 0 and "all right" in done.stdout, done.stdout[-3000:] + done.stderr[-2000:]
 
 
 def test_models_call_templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder with a cache, W8A8, and what decides about attention; the others in the slow test."""
-    _right(monkeypatch, tmp_path, "decoder", "eight_by_eight", "attention", "normalized")
+    _right(monkeypatch, tmp_path, "interpreted_calls.py", "decoder", "eight_by_eight", "attention", "normalized")
+
+
+def test_a_decoder_in_four_bits_is_compiled_saved_and_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _right(monkeypatch, tmp_path, "interpreted_decoder.py")
 
 
 @pytest.mark.slow
 def test_more_models_call_templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _right(monkeypatch, tmp_path, "decoder_in_codes", "two_of_four", "encoder")
+    _right(monkeypatch, tmp_path, "interpreted_calls.py", "decoder_in_codes", "two_of_four", "encoder")
 
 
 def test_a_cache_grows_in_place_and_is_copied_when_it_is_continued_twice() -> None:
@@ -62,6 +67,16 @@ def test_a_cache_from_elsewhere_is_copied_without_room() -> None:
     assert torch.equal(got, torch.cat([past, new], 2)) and got.is_contiguous()
     turned = torch.randn(2, 5, 2, 4).transpose(1, 2)
     assert torch.equal(caches.append(turned, new), torch.cat([turned, new], 2))
+
+
+def test_few_sets_of_shapes_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced = Session.__new__(Session)
+    replaced._graphs, replaced.remarks = {n: n for n in range(MOST_GRAPHS)}, ()  # type: ignore[misc]
+    monkeypatch.setattr(Session, "call", lambda self, given: list(given))
+    for _ in range(2):
+        assert replaced._replayed([torch.zeros(3)])[0].shape == (3,)
+    (remark,) = replaced.remarks
+    assert remark.kind == "skipped" and "no more" in remark.reason and len(replaced._graphs) == MOST_GRAPHS
 
 
 def test_memory_of_caches_is_given_back() -> None:

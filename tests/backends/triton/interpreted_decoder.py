@@ -1,0 +1,42 @@
+"""Run by ``test_calls.py`` in a process of its own with the interpreter: ``burnish.compile`` of a decoder in 4 bits."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import burnish
+import onnx_ir
+import torch
+from burnish.backends.reference import Reference
+from burnish.ir.infer import infer_graph
+from interpreted_calls import DECODER, TOLERANCE, decode, filled
+
+
+def main() -> None:
+    """Two backends run the same codes; a saved model is the same again."""
+    graph = filled(DECODER)
+    infer_graph(graph)
+    compiled = burnish.compile(graph, backend="triton", passes="w4a16", cache=False)
+    right = burnish.compile(graph, backend="reference", passes="w4a16", cache=False)
+    limit = TOLERANCE[torch.float32]
+    for model in (compiled, None):
+        with tempfile.TemporaryDirectory() as folder:
+            if model is None:
+                compiled.save(Path(folder) / "saved")
+                model = burnish.load(Path(folder) / "saved")
+            right.save(Path(folder) / "right.onnx")
+            source = model.session.source
+            for call in ("rotate_and_append(", "w4a16(", "gated=True, paired=True"):
+                assert call in source, f"no {call} in\n{source}\n{model.session.remarks}"
+            decode(model.session, Reference(onnx_ir.load(Path(folder) / "right.onnx")), torch.float32, limit)
+    said = [group.reason for group in compiled.report.backend]
+    assert any("PyTorch's kernels are the better choice in float32" in reason for reason in said), said
+    print("all right")
+
+
+if __name__ == "__main__":
+    main()
