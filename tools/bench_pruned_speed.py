@@ -169,11 +169,12 @@ def checks(results: Mapping[str, Any]) -> list[Check]:
         timed = results.get("minilm", {}).get("scenarios", {}).get("8 × 128", {})
         if name in timed:
             speed(f"MiniLM {name}", timed[name], share)
-        for what, way, other in (("FLAP", " FLAP", " magnitude"), ("default", "", " FLAP"),
-                                 ("recovery", " + distillation", "")):  # fmt: skip
+        for what, way, other, limit in (("FLAP", " FLAP", " magnitude", 0.8), ("default", "", " FLAP", 1),
+                                        ("recovery", " + distillation", "", 1)):  # fmt: skip
             if name + way in cosine and name + other in cosine:
                 title = f"MiniLM {name}: 1 - cosine, {what} against{other or ' without'}"
-                found.append(Check(title, (1 - cosine[name + way]) / (1 - cosine[name + other]), 1, "×"))
+                ratio = (1 - cosine[name + way]) / (1 - cosine[name + other])
+                found.append(Check(title, ratio, limit, "×"))
     for model in ("smollm2", "minilm"):
         files = results.get(model, {}).get("files", {})
         for name, facts in files.items():
