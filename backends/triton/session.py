@@ -25,7 +25,6 @@ from ..reference.session import checked
 from ..reference.tensors import specification, to_numpy
 from . import require_triton
 
-
 MOST_GRAPHS = 16
 """Sets of input shapes whose launches are recorded: a decoder whose cache grows has another set for each token."""
 

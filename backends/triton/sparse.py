@@ -10,10 +10,13 @@ from torch import Tensor
 from . import unpacking
 from .fused import PLAIN, Epilogue, Product, checked, exact, gate, interpreted
 from .pattern24 import BLOCK, Sparse24, Sparse24Codes
+from .quantized import FEW as FEW_ROWS
 from .quantized import Shares
 
 FEW = (Shares(16, 32, 4, 4, 3), Shares(16, 32, 4, 4, 3))
 """For values and for codes. Bounded on purpose: each is compiled ahead of time and checked."""
+MANY = Shares(64, 64, 1, 4, 2)
+"""For more rows than 16, in 16 bits."""
 FEW_FLOAT32 = (Shares(16, 16, 2, 4, 2), Shares(16, 16, 2, 4, 2))
 
 
@@ -47,7 +50,7 @@ def sparse24(
     rows, blocks = len(flat), k // (4 * BLOCK)
     product = Product(flat, 1, rows, n, 1, bias, epilogue, x.dtype)
     if product.result.numel():
-        s = shares or (FEW_FLOAT32 if x.dtype == torch.float32 else FEW)[coded]
+        s = shares or shares_for(rows, x.dtype, coded=coded)
         values = weights.codes if isinstance(weights, Sparse24Codes) else weights.values
         sparse24_kernel[(-(-n // s.n), -(-rows // s.m))](
             _planes(flat, k), values, weights.masks, own, *product.pointers, rows, n, blocks,
@@ -56,6 +59,13 @@ def sparse24(
             EXACT=exact(x), **_finish(product), num_warps=s.warps, num_stages=s.stages,
         )  # fmt: skip
     return product.result.reshape(*x.shape[:-1], n)
+
+
+def shares_for(rows: int, dtype: torch.dtype, *, coded: bool) -> Shares:
+    """The block sizes for a number of rows, for values or for codes."""
+    if dtype == torch.float32:
+        return FEW_FLOAT32[coded]
+    return MANY if rows > FEW_ROWS else FEW[coded]
 
 
 def constants(dtype: torch.dtype, weights: Sparse24 | Sparse24Codes) -> dict[str, Any]:

@@ -5,6 +5,7 @@ What fuses with them is a choice: one that takes registers (GELU and a residual,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -202,12 +203,13 @@ def _sparse(name: str, dtype: torch.dtype) -> Iterator[Variant]:
     pointer = f"*{name}"
     kernel = KERNELS["sparse24"]
     nothing = torch.empty(0)
-    for kind, weights in (
-        ("", Sparse24(nothing, nothing, 0)), ("_w4 g64", Sparse24Codes(nothing, nothing, nothing, 64, 0)),
-        ("_w4 g128", Sparse24Codes(nothing, nothing, nothing, 128, 0)),
-    ):  # fmt: skip
+    kinds: dict[str, Sparse24 | Sparse24Codes] = {
+        "": Sparse24(nothing, nothing, 0), "_w4 g64": Sparse24Codes(nothing, nothing, nothing, 64, 0),
+        "_w4 g128": Sparse24Codes(nothing, nothing, nothing, 128, 0),
+    }  # fmt: skip
+    for (kind, weights), rows in itertools.product(kinds.items(), (16,) if dtype == torch.float32 else (16, 64)):
         coded = bool(kind)
-        s = (sparse.FEW_FLOAT32 if dtype == torch.float32 else sparse.FEW)[coded]
+        s = sparse.shares_for(rows, dtype, coded=coded)
         constants: dict[str, Any] = {
             "BLOCK_M": s.m, "BLOCK_N": s.n, "PARTS": s.parts, "EXACT": False, **sparse.constants(dtype, weights),
             **_fused(),
@@ -215,9 +217,10 @@ def _sparse(name: str, dtype: torch.dtype) -> Iterator[Variant]:
         pointers = {"values": "*u8" if coded else pointer, "masks": "*u8"}
         quads = 32 * s.n * s.parts
         size = quads * (1.5 if coded else 2 * dtype.itemsize + 0.5)
-        yield Variant(f"sparse24{kind} {name}", kernel, signature_of(kernel, pointers, constants, pointer), constants,
+        title = f"sparse24{kind}{' many' if rows > quantized.FEW else ''} {name}"
+        yield Variant(title, kernel, signature_of(kernel, pointers, constants, pointer), constants,
                       s.warps, s.stages, ("n", "blocks", "groups"),
-                      work={"bytes": size, "flops": 8 * s.m * quads})  # fmt: skip
+                      work=_work(size, 8 * s.m * quads, s.m))  # fmt: skip
 
 
 def _rows() -> Iterator[Variant]:
