@@ -311,8 +311,8 @@ def _rope_case(
     cache = rope.new_cache(batch, shared, capacity, d, dtype=torch.int8 if integers else dtype, device=device)
     if in_order:
         positions = torch.tensor([[5, 6, 7]], device=device).expand(batch, -1)
-        tables = [t[positions].reshape(-1, rotary // 2) for t in (angles.cos(), angles.sin())]
-        q = rope.rope_to_cache(qkv, *tables, None, cache, heads=heads, first_slot=5, pairs=pairs)
+        own = angles[positions].reshape(-1, rotary // 2)
+        q = rope.rope_to_cache(qkv, own.cos(), own.sin(), None, cache, heads=heads, first_slot=5, pairs=pairs)
     else:
         q = rope.rope_to_cache(qkv, angles.cos(), angles.sin(), positions, cache, heads=heads, pairs=pairs)
     given = qkv.reshape(batch, length, heads + 2 * shared, d).transpose(1, 2).double()
