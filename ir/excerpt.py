@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -115,7 +116,9 @@ def excerpt(graph: Graph, nodes: Sequence[onnx_ir.Node], sizes: Mapping[str, int
 def timed(
     graph: Graph, nodes: Sequence[onnx_ir.Node], variants: Mapping[str, Variant], clock: Clock
 ) -> dict[str, float] | None:
-    """Seconds of ``nodes`` computed in each of several ways; at several sizes, what each takes of the first one's time.
+    """Seconds of ``nodes`` computed in each of several ways.
+
+    At several sizes, what each takes of the first one's time counts: the small size as much as the large one.
 
     Args:
         graph: that they belong to.
@@ -124,11 +127,11 @@ def timed(
         clock: takes the time.
 
     Returns:
-        A number for each variant, to be compared with each other; None if one of them was not measured.
+        Seconds for each variant (the first one's mean, times the mean of the ratios to it); None if one of them was not
+        measured.
     """
-    found = dict.fromkeys(variants, 0.0)
-    several = usual_sizes(graph)
-    for sizes in several:
+    rows: list[Sequence[float]] = []
+    for sizes in usual_sizes(graph):
         small = [excerpt(graph, nodes, sizes) for _ in variants]
         models = [one for one in small if one is not None]
         if len(models) < len(small):
@@ -138,9 +141,9 @@ def timed(
         taken = clock(models)
         if taken is None:
             return None
-        for name, seconds in zip(variants, taken, strict=True):
-            found[name] += seconds / taken[0] if len(several) > 1 else seconds
-    return found
+        rows.append(taken)
+    first = statistics.fmean(row[0] for row in rows)
+    return {name: first * statistics.fmean(row[at] / row[0] for row in rows) for at, name in enumerate(variants)}
 
 
 def _plain(value: onnx_ir.Value, sizes: Mapping[str, int]) -> list[int] | None:

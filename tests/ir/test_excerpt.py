@@ -82,6 +82,6 @@ def test_variants_are_applied_to_copies_and_compared_over_all_sizes() -> None:
 
     found = timed(model, [model.graph[0]], {"usual": lambda small: None, "other": other}, clock)
     assert asked == [[("Relu", [1, 128]), ("Abs", [1, 128])], [("Relu", [1, 1]), ("Abs", [1, 1])]]
-    assert found == {"usual": 2.0, "other": 2.5}  # parts of the usual one's time: a prompt counts like a token
+    assert found == {"usual": 64.5, "other": 64.5 * 1.25}  # half and twice the time: a prompt counts like a token
     assert model.graph[0].op_type == "Relu"
     assert timed(model, [model.graph[0]], {"usual": lambda small: None}, lambda models: None) is None
