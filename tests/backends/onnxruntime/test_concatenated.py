@@ -67,6 +67,26 @@ def test_it_is_left_alone(changed: dict[str, Any], parse: Any, ops: Any, prefer:
     assert ops(graph) == {"Concat": 1, "Conv": 1, "Relu": 1}
 
 
+SKIP = """
+g (float[1,8,6,6] x, float[1,8,6,6] r, float[8,8,3,3] w1, float[8,16,3,3] w2) => (float[1,8,6,6] y) {{
+  a = Conv <{same}> (x, w1)
+  b = Relu (a)
+  c = Concat <axis = 1> (b, {other})
+  y = Conv <{same}> (c, w2)
+}}
+"""
+
+
+@pytest.mark.parametrize(("other", "part", "divided"), [("r", 1.0, True), ("r", 1.1, False), ("a", 1.0, False)])
+def test_noise_decides_for_the_part_that_comes_in_blocks(
+    other: str, part: float, divided: bool, parse: Any, ops: Any
+) -> None:
+    """What a convolution made stays in its layout if the others are not copied together with it."""
+    graph = parse(SKIP.format(same=SAME, other=other))
+    lower(graph, clock=lambda models: [1.0, part])
+    assert ops(graph)["Concat"] == (not divided)
+
+
 def test_a_concatenation_that_others_read_stays(parse: Any, ops: Any, prefer: Any) -> None:
     graph = parse(text().replace("float[B,8,H,6] y)", "float[B,8,H,6] y, float[B,24,5,6] c)"))
     lower(graph, clock=prefer("Add"))
