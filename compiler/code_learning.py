@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..backends.reference import Reference
+from ..ir.errors import OptionError, nearest
 from ..ir.graph import is_op
 from ..passes.base import Coded, CodeTraining
 from .inputs import Array
@@ -18,8 +19,11 @@ from .learning import Learning, precision, schedule, trained_outputs
 
 _JUDGED = 8
 """Calibration inputs on which the loss before and after is compared."""
-_EDGE = 0.45
+_EDGE = 0.49
 """How far from its code an unrounded weight may begin, in steps: not where the next step moves it to another code."""
+_TINY = 1e-16
+"""What Adam divides by at least: with the usual 1e-8 the codes of a model of millions of weights would not move, since
+the derivative by one of them, in steps of its code, is smaller than that."""
 _ALIKE = 0.5
 """Relative squared error below which a value inside is taken for what it was in the model as it came."""
 _NORMALIZATIONS = ("LayerNormalization", "RMSNormalization")
@@ -49,10 +53,10 @@ class CodeLearning(Learning):
                 {"params": biases, "most": how.rate * how.float_rate},
             ],
             betas=(0.9, 0.99),
+            eps=_TINY,
             fused=True,
         )
-        outputs = trained_outputs(self._graph, self._decodes)
-        theirs = [v.name or "" for v in self._original.graph.outputs][: len(outputs)]
+        outputs, theirs = self._outputs(how.outputs)
 
         def loss(feeds: Mapping[str, Any], inside: Sequence[str] = ()) -> tuple[Tensor, list[Tensor]]:
             """Of the outputs, and of each of some values that both graphs have."""
@@ -63,7 +67,12 @@ class CodeLearning(Learning):
             with precision(how.precision):
                 made = student.run(feeds, [*outputs, *inside], constants=constants, given=given)
             each = [_relative(made[name], wanted[name]) for name in inside]
-            return self._loss([made[n] for n in outputs], [wanted[n] for n in theirs]), each
+            pairs = [(made[mine], wanted[other]) for mine, other in zip(outputs, theirs, strict=True)]
+            total = self._loss([a for a, _ in pairs], [b for _, b in pairs])
+            means = [_relative(a.mean(1), b.mean(1)) for a, b in pairs if a.dim() == 3 and not self._decodes]
+            if means and how.pooled:
+                total = total + how.pooled * torch.stack(means).mean()
+            return total, each
 
         before = self._judge(loss)
         inside = self._alike(loss, teacher) if how.hidden else []
@@ -85,6 +94,21 @@ class CodeLearning(Learning):
             return [(one.codes, one.scales) for one in coded], {}, (before, after)
         found = {value: bias.detach().numpy() for value, bias in zip(floats, biases, strict=True)}
         return [weight.result() for weight in weights], found, (before, after)
+
+    def _outputs(self, chosen: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Names of the outputs that count, in this graph and in the model as it came.
+
+        Raises:
+            OptionError: a chosen one is not there.
+        """
+        assert self._original is not None
+        mine = [v.name or "" for v in self._graph.graph.outputs]
+        theirs = dict(zip(mine, [v.name or "" for v in self._original.graph.outputs], strict=False))
+        for name in chosen:
+            if name not in theirs:
+                raise OptionError(f"the model has no output {name!r}", where="LearnCodes", fix=nearest(name, mine))
+        names = list(chosen) or trained_outputs(self._graph, self._decodes)
+        return names, [theirs[name] for name in names]
 
     @torch.no_grad()
     def _judge(self, loss: Loss) -> float:
@@ -126,8 +150,11 @@ class _Latent:
         self._zeros = torch.from_numpy(np.expand_dims(np.array(coded.zero_points, np.float32), coded.axis + 1))
         self._top = coded.levels - 1
         steps = self._grouped(np.array(coded.codes, np.float32)) - self._zeros
-        exact = self._grouped(np.array(coded.original, np.float32)) / self._scales
-        self.latent = torch.clamp(exact, steps - _EDGE, steps + _EDGE).requires_grad_()
+        away = self._grouped(np.array(coded.original, np.float32)) / self._scales - steps
+        # A weight that was moved to another code on purpose, to make up for others, begins inside: were all of them
+        # at the edge, the first steps would take them back at once.
+        inside = torch.where(away.abs() <= 0.5, away.abs(), (1 - away.abs()).clamp_min(0)).clamp_max(_EDGE)
+        self.latent = (steps + torch.sign(away) * inside).requires_grad_()
         self.stretch = torch.zeros_like(self._scales).requires_grad_()
 
     def value(self) -> Tensor:

@@ -124,6 +124,8 @@ class CodeTraining:
     scale_rate: float
     float_rate: float
     hidden: float
+    pooled: float
+    outputs: tuple[str, ...]
     precision: str
     seed: int
 

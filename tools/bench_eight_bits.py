@@ -118,7 +118,7 @@ def encoders(work: Path, rounds: int, checks: list[Check]) -> dict[str, Any]:
         "w8a8 static": "w8a8_static",
         "auto, error 0.05": "quantize(scheme=auto,budget=0.05,generated=0)",
         "w4a16, groups of 32": "quantize(group_size=32),merge_products",
-        LEARNED: "quantize(group_size=32),learn_codes(steps=128,batch=1),merge_products",
+        LEARNED: "quantize(group_size=32),learn_codes(steps=256,batch=1,outputs=last_hidden_state),merge_products",
     }
     sides = [Side(FLOAT, str(minilm_path()))]
     accuracy: dict[str, float] = {}
@@ -126,7 +126,7 @@ def encoders(work: Path, rounds: int, checks: list[Check]) -> dict[str, Any]:
     for name, passes in recipes.items():
         folder = work / f"minilm-{list(recipes).index(name)}"
         # Training wants more data than statistics do, of the kind that is judged: ordinary English.
-        data = encoder.encyclopedia(64, 32, 32) if name == LEARNED else encoder.calibration()
+        data = encoder.sentence_batches()[:256] if name == LEARNED else encoder.calibration()
         export(model_path("minilm"), folder, passes=passes, calibration=data, overwrite=True)
         sides.append(Side(name, str(folder)))
         accuracy[name] = float((embeddings(folder, encoder) * expected).sum(axis=1).mean())

@@ -39,18 +39,21 @@ class LearnCodes(Pass):
         steps: of Adam.
         batch: calibration inputs of each step.
         rate: of learning at its highest, in steps of a code; it rises over the first tenth and falls to zero as a
-            cosine.
+            cosine. All weights move at once, so large models want small rates.
         scale_rate: rate of the scales, relative to ``rate``; scales move by shares of themselves.
         float_rate: rate of biases and of the weights of normalizations, relative to ``rate``; 0 leaves them alone.
         hidden: what the errors of the results of normalizations weigh beside that of the outputs, where these can be
             compared (rotation and smoothing change them): more to learn from in each step.
+        pooled: what the error of the mean over tokens weighs, of outputs [batch, tokens, width] of what is no language
+            model: embeddings are made of it, and errors that all tokens share are all that is left of them there.
+        outputs: names of the outputs that count; all of floating point if empty, the logits of a language model.
         include: selectors of the products to train; all if empty.
         precision: ``"float32"``, ``"bfloat16"`` (of products), or ``"auto"``: bfloat16 where this CPU multiplies it
             faster.
         seed: of the order of the inputs.
 
     Raises:
-        OptionError: a number that makes no sense.
+        OptionError: a number that makes no sense, or (when run) an output that does not exist.
         CalibrationError: (when run) there are no calibration inputs.
         UnsupportedError: (when run) activations are quantized, which no gradient passes.
         SelectorError: a malformed selector, or (when run) one that matches nothing.
@@ -62,25 +65,28 @@ class LearnCodes(Pass):
 
     steps: int = 200
     batch: int = 8
-    rate: float = 0.003
-    scale_rate: float = 0.05
-    float_rate: float = 0.3
+    rate: float = 0.0015
+    scale_rate: float = 0.25
+    float_rate: float = 0.4
     hidden: float = 1.0
+    pooled: float = 1.0
+    outputs: str | Sequence[str] = ()
     include: str | Sequence[str] = ()
     precision: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         sensible = self.steps >= 1 and self.batch >= 1 and self.seed >= 0 and self.rate > 0
-        if not sensible or min(self.scale_rate, self.float_rate, self.hidden) < 0:
+        if not sensible or min(self.scale_rate, self.float_rate, self.hidden, self.pooled) < 0:
             raise OptionError(
                 f"steps={self.steps!r}, batch={self.batch!r}, rate={self.rate!r}, scale_rate={self.scale_rate!r}, "
-                f"float_rate={self.float_rate!r}, hidden={self.hidden!r} cannot be",
-                where="LearnCodes", fix="use steps=200, batch=8, rate=0.003 and leave the others",
+                f"float_rate={self.float_rate!r}, hidden={self.hidden!r}, pooled={self.pooled!r} cannot be",
+                where="LearnCodes", fix="use steps=200, batch=8, rate=0.0015 and leave the others",
             )  # fmt: skip
         check_precision(self.precision, "LearnCodes")
-        value = self.include
-        object.__setattr__(self, "include", (value,) if isinstance(value, str) else tuple(value))
+        for name in ("include", "outputs"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         selectors.parse_all(self.include)
 
     def run(self, graph: Graph, context: Context) -> Outcome:
@@ -112,8 +118,9 @@ class LearnCodes(Pass):
         coded = [_coded(source) for source in taken]
         floats = _floats(graph) if self.float_rate else []
         how = CodeTraining(
-            self.steps, self.batch, self.rate, self.scale_rate, self.float_rate, self.hidden, self.precision, self.seed
-        )
+            self.steps, self.batch, self.rate, self.scale_rate, self.float_rate, self.hidden, self.pooled,
+            tuple(self.outputs), self.precision, self.seed,
+        )  # fmt: skip
         learned, constants, (before, after) = context.learn_codes(coded, floats, how)
         values = {"steps": self.steps, "loss_before": before, "loss_after": after}
         if not after < before:

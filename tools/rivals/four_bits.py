@@ -152,7 +152,7 @@ def burnish(source: Path, passes: str, data: Callable[[], list[Feeds]] | None) -
     return make
 
 
-LEARN = "quantize(group_size=32),learn_codes(steps=128,batch=1)"
+LEARN = "quantize(group_size=32),learn_codes(steps=256,batch=1,outputs=last_hidden_state)"
 
 
 def encoders() -> dict[str, Make]:
@@ -165,7 +165,7 @@ def encoders() -> dict[str, Make]:
     ways |= {f"NNCF and OpenVINO, {name}": nncf(model, name) for name in ("rtn", "awq", "gptq")}
     ways["Burnish, rtn"] = burnish(folder, "quantize(group_size=32)", None)
     ways["Burnish, gptq"] = burnish(folder, "quantize(group_size=32)", lambda: _data(model))
-    ways["Burnish, learned"] = burnish(folder, LEARN, lambda: list(Encoder().encyclopedia(64, 32, 32)))
+    ways["Burnish, learned"] = burnish(folder, LEARN, lambda: list(Encoder().sentence_batches()[:256]))
     return ways
 
 
