@@ -56,7 +56,7 @@ class Choices:
         taken = timed(self._graph, nodes, variants, clock)
         where = _sizes(nodes[-1])
         if taken is None:
-            reason = f"{usual} for {where} by rule of thumb: the variants were not timed"
+            reason = f"{usual} for {where} by rule of thumb: a size is not known, or no time was left to measure"
             return usual, Remark("skipped", "", reason)
         best = min(taken, key=lambda name: taken[name])
         chosen = best if taken[best] < MARGIN * taken[usual] else usual
