@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from burnish.backends.triton import attention, codes, fused, gemm, pattern24, quantized, rope, sparse
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
@@ -56,6 +57,25 @@ def _zeros(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
     return torch.zeros(*shape, dtype=dtype)
 
 
+@triton.jit
+def _both(gate, up, row, column, inside, n, e0, e1, e2, e3):  # type: ignore[no-untyped-def]
+    """What a generated file has for a gate."""
+    return gate / (1.0 + tl.exp(-gate)) * up
+
+
+def _gates() -> None:
+    """A function of both halves, in the product, in the sum of its parts, and in a launch of its own."""
+    paired = fused.Epilogue(function=_both, gated=True, paired=True)
+    w = _zeros(512, 1024)
+    gemm.gemm(_zeros(1, 1024), w, epilogue=paired)
+    gemm.gemm(_zeros(16, 1024), w.T.contiguous(), transposed=False, epilogue=paired)
+    quantized.w4a16(_zeros(1, 1024), codes.quantize4(w, 128), epilogue=paired)
+    ints, rows = _zeros(3, 1024, dtype=torch.int8), torch.zeros(3, 1, dtype=torch.int8)
+    packed = codes.Rows8(w.to(torch.int8), torch.ones(512), torch.zeros(512, dtype=torch.int32))
+    quantized.w8a8(ints, torch.ones(3, 1), rows, packed, dtype=BF16, epilogue=paired)
+    fused.gate(_zeros(3, 512), paired)
+
+
 def _products() -> None:
     x, w = _zeros(1, 1024), _zeros(512, 1024)
     gemm.gemm(x, w, _zeros(512), epilogue=fused.residual(_zeros(1, 512), "gelu"))
@@ -71,6 +91,7 @@ def _products() -> None:
     quantized.scaled(ints, torch.ones(1), ints, torch.ones(1))
     sparse.sparse24(x, pattern24.pack24(_zeros(1, 1024)))
     sparse.sparse24(x, pattern24.quantize24(_zeros(8, 1024), 64))
+    sparse.sparse24(_zeros(33, 256), pattern24.pack24(_zeros(8, 256)))
 
 
 def _others() -> None:
@@ -80,9 +101,13 @@ def _others() -> None:
     lengths = torch.ones(1)
     attention.attention(q, k, k, causal=True, lengths_q=lengths, lengths_k=lengths, bias=_zeros(1, 1, 9, 9))
     attention.decode(_zeros(1, 1, 1, 128), _zeros(1, 1, 512, 128), _zeros(1, 1, 512, 128), lengths=lengths)
+    seen = torch.ones(1, 1, 1, 9, dtype=torch.bool)
+    attention.attend(q, k, k, bias=seen)
+    attention.attend(_zeros(1, 4, 1, 64), _zeros(1, 2, 300, 64), _zeros(1, 2, 300, 64), bias=torch.ones(1, 300) > 0)
     table = torch.zeros(8, 32)
     cache = rope.new_cache(1, 1, 8, 64, dtype=BF16, device="cpu")
     rope.rope_to_cache(_zeros(1, 1, 192), table, table, torch.zeros(1, 1, dtype=torch.int64), cache, heads=1)
+    rope.rope_to_cache(_zeros(1, 2, 192), table[:2], table[:2], None, cache, heads=1, first_slot=1)
     quantized.quantize_rows(_zeros(1, 64))
     fused.rms_norm(_zeros(1, 64), _zeros(64), 1e-5)
 
@@ -91,6 +116,7 @@ def main() -> None:
     triton.runtime.driver.set_active(Pretended())
     JITFunction.__getitem__ = _compile_only  # type: ignore[method-assign]
     _products()
+    _gates()
     _others()
     print("all compiled")
 
