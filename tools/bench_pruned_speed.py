@@ -37,7 +37,7 @@ _ENCODER_WAYS = {
     " magnitude": f"prune_structures({{ratio}},{_PLAIN})",
     " FLAP": "prune_structures({ratio},metric=flap,compensate=bias)",
     "": "prune_structures({ratio})",
-    " + distillation": "prune_structures({ratio}),distill(steps=200,rate=2e-4,batch=2)",
+    " + distillation": "prune_structures({ratio}),distill(steps=200,rate=1e-4)",
 }
 ENCODERS: dict[str, str] = {FLOAT: "default"} | {
     f"{share} %{name}": recipe.format(ratio=f"ratio={share / 100},of=flops")
@@ -92,6 +92,9 @@ def compress_encoders(work: Path, only: str | None) -> dict[str, Any]:
             continue
         folder = folder_of(work, "minilm", name)
         calibration = None if name == FLOAT or "magnitude" in name else encoder.encyclopedia(128)
+        if "distillation" in name:
+            # A step learns of many short texts, as those are that it is judged by.
+            calibration = encoder.encyclopedia(32, 32, 16)
         export(model_path("minilm"), folder, passes=passes, calibration=calibration, overwrite=True, verify="off")
         found = embeddings(folder, encoder)
         expected = found if expected is None else expected
