@@ -165,6 +165,7 @@ def w8a16(
 
     n, k = weights.shape
     if epilogue.gated:
+        halved(n, epilogue)
         return gate(w8a16(x, weights, bias, shares=shares), epilogue)
     flat = checked(x, k, n, weights.scales, bias, same=True)
     rows = len(flat)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import unpacking
-from .fused import PLAIN, Epilogue, Product, checked, exact, gate, interpreted
+from .fused import PLAIN, Epilogue, Product, checked, exact, gate, halved, interpreted
 from .pattern24 import BLOCK, Sparse24, Sparse24Codes
 from .quantized import FEW as FEW_ROWS
 from .quantized import Shares
@@ -42,6 +42,7 @@ def sparse24(
     from .kernels.sparse import sparse24_kernel
 
     if epilogue.gated:
+        halved(weights.shape[0], epilogue)
         return gate(sparse24(x, weights, bias, shares=shares), epilogue)
     coded = isinstance(weights, Sparse24Codes)
     n, k = weights.shape
