@@ -82,7 +82,7 @@ def file_facts(path: Path) -> dict[str, Any]:
 def compress_encoders(work: Path, only: str | None) -> dict[str, Any]:
     """Make MiniLM's models; their cosine with float32.
 
-    Calibration is on what the model is used for, ordinary English, though on other articles than it is judged by.
+    Calibration is on what the model is used for, short pieces of ordinary English, of other texts than it is judged by.
     """
     encoder = Encoder()
     cosine = dict[str, float]()
@@ -91,10 +91,7 @@ def compress_encoders(work: Path, only: str | None) -> dict[str, Any]:
         if only not in (None, name) and name != FLOAT:
             continue
         folder = folder_of(work, "minilm", name)
-        calibration = None if name == FLOAT or "magnitude" in name else encoder.encyclopedia(128)
-        if "distillation" in name:
-            # A step learns of many short texts, as those are that it is judged by.
-            calibration = encoder.encyclopedia(32, 32, 16)
+        calibration = None if name == FLOAT or "magnitude" in name else encoder.encyclopedia(32, 32, 16)
         export(model_path("minilm"), folder, passes=passes, calibration=calibration, overwrite=True, verify="off")
         found = embeddings(folder, encoder)
         expected = found if expected is None else expected
