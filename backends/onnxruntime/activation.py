@@ -24,6 +24,8 @@ def lower_activations(graph: Graph, choices: Choices | None = None) -> list[Rema
     """
     choices = choices or Choices(graph, None)
     counts: dict[str, int] = {}
+    edits = {joined: Editor(graph, rule) for joined, rule in RULES.items()}
+    edits["FastGelu"].names = edits["BiasGelu"].names
     for gelu in [n for n in graph.graph if is_op(n, "Gelu")]:
         found = _place(gelu)
         if found is None:
@@ -33,7 +35,7 @@ def lower_activations(graph: Graph, choices: Choices | None = None) -> list[Rema
         variants = {_APART: lambda small: None, joined: _join_alone}
         like = (joined, str(dims(product.inputs[0])), str(dims(gelu.outputs[0])))
         if choices.pick([product, add, gelu], variants, joined, like) == joined:
-            _join(Editor(graph, RULES[joined]), add, gelu)
+            _join(edits[joined], add, gelu)
             counts[RULES[joined]] = counts.get(RULES[joined], 0) + 1
     return [Remark("applied", "", f"{rule}: {n} times", {rule: n}) for rule, n in counts.items()]
 

@@ -40,13 +40,16 @@ def choose_attention(graph: Graph, choices: Choices) -> list[Remark]:
         _TAKEN_APART: (PRODUCTS, _products),
     }
     counts: dict[str, int] = {}
+    edits: dict[str, Editor] = {}
     for node in [n for n in graph.graph if is_op(n, "Attention")]:
         variants = _variants(node)
         like = (str([dims(value) for value in node.inputs]), str(_attributes(node)), len(node.outputs))
         chosen = choices.pick([node], variants, _USUAL, like)
         if chosen in rules:
             rule, rewrite = rules[chosen]
-            rewrite(Editor(graph, rule), node)
+            if rule not in edits:
+                edits[rule] = Editor(graph, rule, names=next((edit.names for edit in edits.values()), None))
+            rewrite(edits[rule], node)
             counts[rule] = counts.get(rule, 0) + 1
     return [Remark("applied", "", f"{rule}: {n} times", {rule: n}) for rule, n in counts.items()]
 

@@ -50,14 +50,22 @@ class MergeProducts(Pass):
         for node in graph.graph:
             if is_op(node, "MatMul", "Gemm") and node.inputs[0] is not None and _chain(node.inputs[1]) is not None:
                 shared.setdefault(node.inputs[0], []).append(node)
+        known: dict[str, float | None] = {}
         for nodes in shared.values():
             if len(nodes) > 1:
-                self._group(edit, nodes, outcome, context.clock)
+                self._group(edit, nodes, outcome, context.clock, known)
         if not outcome.changed:
             outcome.skipped("", "no two products of the same input could be joined")
         return outcome
 
-    def _group(self, edit: Editor, nodes: Sequence[onnx_ir.Node], outcome: Outcome, clock: Clock | None) -> None:
+    def _group(
+        self,
+        edit: Editor,
+        nodes: Sequence[onnx_ir.Node],
+        outcome: Outcome,
+        clock: Clock | None,
+        known: dict[str, float | None],
+    ) -> None:
         alike: dict[Any, list[_Product]] = {}
         for node in nodes:
             product = _read(node)
@@ -69,7 +77,12 @@ class MergeProducts(Pass):
                 alike.setdefault(product.kind, []).append(product)
         for group in alike.values():
             if len(group) > 1:
-                faster = _faster(edit.graph, group, clock) if self.measured and clock is not None else ""
+                faster: float | str | None = ""
+                if self.measured and clock is not None:
+                    like = repr((group[0].kind, [product.channels for product in group], dims(group[0].node.inputs[0])))
+                    if like not in known:  # the same in each layer
+                        known[like] = _faster(edit.graph, group, clock)
+                    faster = known[like]
                 if faster is None:
                     outcome.skipped(module_path(group[0].node), "not joined with its siblings: they were not timed")
                     continue
