@@ -50,7 +50,13 @@ _LONG = 128
 
 
 def blocks_for(
-    width: int, dtype: torch.dtype, *, few: bool = False, hopper: bool = False, biased: bool = False
+    width: int,
+    dtype: torch.dtype,
+    *,
+    few: bool = False,
+    hopper: bool = False,
+    biased: bool = False,
+    integers: bool = False,
 ) -> Blocks:
     """The block sizes for heads of a width."""
     if dtype == torch.float32:
@@ -58,6 +64,8 @@ def blocks_for(
     else:
         table = FEW if few else HOPPER if hopper else MANY
     b = next(table[limit] for limit in sorted(table) if width <= limit)
+    if integers and dtype == torch.float32:
+        return Blocks(b.m, b.n, b.warps, 1)  # what is expanded from 8 bits on its way takes registers
     if biased and b.n > 32:
         # A tile of the bias takes as many registers as one of scores.
         return BIASED if b is MANY[128] else Blocks(b.m, 32, b.warps, min(b.stages, 2))
@@ -171,7 +179,7 @@ def decode(
     shared = k.shape[1]
     group = heads // shared
     rows = group * queries
-    b = blocks or blocks_for(max(d, d_v), q.dtype, few=True)
+    b = blocks or blocks_for(max(d, d_v), q.dtype, few=True, integers=integers)
     parts_of_rows = -(-rows // b.m)
     if splits is None:
         wanted = -(-_PROGRAMS // max(1, batch * shared * parts_of_rows))

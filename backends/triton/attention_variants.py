@@ -81,10 +81,10 @@ def _attention(name: str, dtype: torch.dtype, width: int) -> Iterator[Variant]:
 def _decoding(name: str, dtype: torch.dtype, width: int) -> Iterator[Variant]:
     from .kernels.attention import KERNELS
 
-    b = attention.blocks_for(width, dtype, few=True)
     single = dtype == torch.float32
     kernel = KERNELS["decoding"]
     for form in ("", " int8", " mask"):
+        b = attention.blocks_for(width, dtype, few=True, integers=form == " int8")
         constants: dict[str, Any] = dict.fromkeys(("WINDOWED", "SOFT_CAP", "EXACT"), False)
         # A size of 1 is a constant to Triton: another way through its compiler.
         constants |= {"BLOCK_M": b.m, "BLOCK_N": b.n, "BLOCK_D": width, "BLOCK_V": width, "SPLITS": 8, "queries": 1,

@@ -46,7 +46,7 @@ FOUR_MANY_FLOAT32 = (Tiles(16, 64, 0, 1, 8, 2), Tiles(32, 64, 0, 1, 8, 2))
 """The same for float32, where registers decide: groups of 256, and smaller ones."""
 EIGHT = (Shares(16, 32, 8, 8, 3), Shares(16, 32, 4, 4, 3), Shares(64, 64, 1, 4, 3), Shares(128, 128, 1, 8, 3))
 """For 8 bits: few rows of few channels, few rows, some rows, many rows."""
-EIGHT_FLOAT32 = (Shares(16, 16, 2, 4, 2), Shares(16, 16, 2, 4, 2), Shares(32, 32, 1, 4, 2), Shares(32, 32, 1, 4, 2))
+EIGHT_FLOAT32 = (Shares(16, 16, 2, 4, 2), Shares(16, 16, 2, 4, 2), Shares(32, 32, 1, 8, 2), Shares(32, 32, 1, 8, 2))
 SCALED = (Tiles(16, 64, 128, 4, 4, 4), Tiles(16, 64, 256, 1, 4, 3), Tiles(64, 128, 128, 1, 4, 3),
           Tiles(128, 128, 128, 1, 8, 3))  # fmt: skip
 """For 8 bits by 8 bits: few rows of few channels, few rows, some rows, many rows."""
