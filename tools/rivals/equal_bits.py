@@ -137,8 +137,9 @@ def _row(model: str, way: str, count: int, limit: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"failed": f"no result after {limit:.0f} s"}
     try:
-        row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
+        # Some tools leave a line of progress open before it.
+        row: dict[str, Any] = json.loads(done.stdout[done.stdout.rindex("{") :])
+    except ValueError:
         return {"failed": f"ended with status {done.returncode} and no message"}
     return row
 

@@ -6,6 +6,7 @@ All that take data get the same: stretches of an encyclopedia for MiniLM, of the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ def _data(model: Path) -> list[Feeds]:
         return list(Encoder().encyclopedia(64))
     ids = windows(load_tokenizer(model_path("smollm2")), calibration_text(), 32)
     return [{"input_ids": row[None]} for row in ids]
+
+
+def _sentences(count: int) -> list[Feeds]:
+    return list(Encoder().sentence_batches()[:count])
 
 
 def _saved(proto: Any, folder: Path) -> Path:
@@ -152,7 +157,7 @@ def burnish(source: Path, passes: str, data: Callable[[], list[Feeds]] | None) -
     return make
 
 
-LEARN = "quantize(group_size=32),learn_codes(steps=256,batch=1,outputs=last_hidden_state)"
+LEARN = "quantize(group_size=32),learn_codes(steps={steps},batch=1,outputs=last_hidden_state)"
 
 
 def encoders() -> dict[str, Make]:
@@ -165,7 +170,9 @@ def encoders() -> dict[str, Make]:
     ways |= {f"NNCF and OpenVINO, {name}": nncf(model, name) for name in ("rtn", "awq", "gptq")}
     ways["Burnish, rtn"] = burnish(folder, "quantize(group_size=32)", None)
     ways["Burnish, gptq"] = burnish(folder, "quantize(group_size=32)", lambda: _data(model))
-    ways["Burnish, learned"] = burnish(folder, LEARN, lambda: list(Encoder().sentence_batches()[:256]))
+    for steps, inputs in ((256, 256), (1024, 512)):
+        recipe, data = LEARN.format(steps=steps), partial(_sentences, inputs)
+        ways[f"Burnish, learned in {steps} steps"] = burnish(folder, recipe, data)
     return ways
 
 
