@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir
 
 from .graph import Graph, sizes_of, tensor_of
-from .outline import boundary
+from .outline import boundary, copied
 from .symbolic import evaluate, symbols_of
 
 Clock = Callable[[Sequence[Graph]], "Sequence[float] | None"]
@@ -88,19 +88,10 @@ def excerpt(graph: Graph, nodes: Sequence[onnx_ir.Node], sizes: Mapping[str, int
     for node in nodes:
         if any(a.type in (onnx_ir.AttributeType.GRAPH, onnx_ir.AttributeType.GRAPHS) for a in node.attributes.values()):
             return None
-        step = onnx_ir.Node(
-            node.domain,
-            node.op_type,
-            [None if value is None else copies[value] for value in node.inputs],
-            list(node.attributes.values()),
-            num_outputs=len(node.outputs),
-            name=node.name,
-        )
-        for old, new in zip(node.outputs, step.outputs, strict=True):
-            shape = _plain(old, sizes)
-            new.name, new.type = old.name, old.type
+        step = copied(node, copies)
+        for new in step.outputs:
+            shape = _plain(new, sizes)
             new.shape = None if shape is None else onnx_ir.Shape(shape)
-            copies[old] = new
         steps.append(step)
     small = onnx_ir.Graph(
         free,

@@ -291,6 +291,23 @@ def _take_over(scope: onnx_ir.Graph, members: set[onnx_ir.Node], old: onnx_ir.Va
     new.name = name
 
 
+def copied(node: onnx_ir.Node, copies: dict[onnx_ir.Value, onnx_ir.Value]) -> onnx_ir.Node:
+    """A copy of a node that reads copies of its inputs; ``copies`` gets those of its outputs."""
+    copy = onnx_ir.Node(
+        node.domain,
+        node.op_type,
+        [None if value is None else copies[value] for value in node.inputs],
+        list(node.attributes.values()),
+        num_outputs=len(node.outputs),
+        name=node.name,
+        metadata_props=dict(node.metadata_props),
+    )
+    for old, new in zip(node.outputs, copy.outputs, strict=True):
+        new.name, new.type, new.shape = old.name, old.type, old.shape
+        copies[old] = new
+    return copy
+
+
 def _body(
     order: Sequence[onnx_ir.Node],
     inputs: Sequence[onnx_ir.Value],
@@ -321,18 +338,7 @@ def _body(
     for node in order:
         if any(a.type in (onnx_ir.AttributeType.GRAPH, onnx_ir.AttributeType.GRAPHS) for a in node.attributes.values()):
             raise PassError("a node with subgraphs cannot become part of a function", where=module_path(node))
-        copy = onnx_ir.Node(
-            node.domain,
-            node.op_type,
-            [None if value is None else copies[value] for value in node.inputs],
-            list(node.attributes.values()),
-            num_outputs=len(node.outputs),
-            name=node.name,
-            metadata_props=dict(node.metadata_props),
-        )
-        for old, new in zip(node.outputs, copy.outputs, strict=True):
-            new.name, new.type, new.shape = old.name, old.type, old.shape
-            copies[old] = new
+        copy = copied(node, copies)
         domains.add("" if node.domain == "ai.onnx" else node.domain)
         steps.append(copy)
     return onnx_ir.Graph(

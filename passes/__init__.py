@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from .base import Stage as Stage
     from .canonicalize.canonicalize import Canonicalize as Canonicalize
     from .distill.distill import Distill as Distill
-    from .fuse.fuse import Fuse as Fuse
     from .fuse.choose_kernels import ChooseKernels as ChooseKernels
+    from .fuse.fuse import Fuse as Fuse
     from .fuse.merge_products import MergeProducts as MergeProducts
     from .prune.experts import PruneExperts as PruneExperts
     from .prune.layers import DropLayers as DropLayers

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx_ir
 
 from ...ir.graph import Graph, sizes_of, tensor_of
-from ...ir.outline import boundary, embedded
+from ...ir.outline import boundary, copied, embedded
 from ..base import Latency
 from .sizes import Sizes
 
@@ -130,18 +130,9 @@ def as_model(nodes: Sequence[onnx_ir.Node], opsets: dict[str, int], sizes: Sizes
         copies[value] = copy
     steps = []
     for node in nodes:
-        step = onnx_ir.Node(
-            node.domain,
-            node.op_type,
-            [None if value is None else copies[value] for value in node.inputs],
-            list(node.attributes.values()),
-            num_outputs=len(node.outputs),
-            name=node.name,
-        )
-        for old, new in zip(node.outputs, step.outputs, strict=True):
-            new.name, new.type = old.name, old.type
-            new.shape = None if old.shape is None else onnx_ir.Shape(_plain(old, sizes))
-            copies[old] = new
+        step = copied(node, copies)
+        for new in step.outputs:
+            new.shape = None if new.shape is None else onnx_ir.Shape(_plain(new, sizes))
         steps.append(step)
     graph = onnx_ir.Graph(
         free,
