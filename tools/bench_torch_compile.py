@@ -40,8 +40,9 @@ def first_calls(name: str, repeats: int) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {way: [] for way in WAYS if way != "eager"}
     for _ in range(repeats):
         for way, seconds in found.items():
-            with tempfile.TemporaryDirectory(prefix="burnish-inductor-") as cache:
-                environment = dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache, OMP_NUM_THREADS=str(cores()))
+            with tempfile.TemporaryDirectory(prefix="burnish-first-call-") as cache:
+                own = {"TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor", "BURNISH_CACHE": f"{cache}/burnish"}
+                environment = dict(os.environ, **own, OMP_NUM_THREADS=str(cores()))
                 command = [sys.executable, "-m", "burnish.tools.bench_torch_compile", "--first-call", f"{name}/{way}"]
                 done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
             seconds.append(float(done.stdout.strip().splitlines()[-1]))
