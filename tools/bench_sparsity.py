@@ -136,7 +136,9 @@ def table(rows: Mapping[str, Any]) -> str:
 def publish(rows: Mapping[str, Any], path: Path) -> None:
     """Draw the frontier of size and loss, and write the tables of the page."""
     points = [
-        (n, r["megabytes"], r["divergence"]) for n, r in rows.items() if n not in UNSTRUCTURED and r["divergence"] < 2
+        (n, r["megabytes"], r["divergence"])
+        for n, r in rows.items()
+        if n not in UNSTRUCTURED and 0 < r.get("divergence", 0) < 2
     ]
     if len(points) > 1:
         plot_frontier(

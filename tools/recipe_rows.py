@@ -83,12 +83,14 @@ class Bench:
         parser.add_argument("--list", action="store_true", help="print the rows and whether they are measured")
         parser.add_argument("--compress", nargs=2, metavar=("ROW", "FOLDER"), help=argparse.SUPPRESS)
         parser.add_argument("--judge", nargs=2, metavar=("FOLDER", "LOGITS"), help=argparse.SUPPRESS)
+        parser.add_argument("--float32", action="store_true", help=argparse.SUPPRESS)
         options = parser.parse_args(arguments)
         if options.compress:
             compress(self.recipes[options.compress[0]], Path(options.compress[1]))
             return 0
         if options.judge:
-            print(json.dumps(judge(Path(options.judge[0]), Path(options.judge[1]), options.windows)))
+            folder, logits = map(Path, options.judge)
+            print(json.dumps(judge(folder, logits, options.windows, keep=options.float32)))
             return 0
         path = options.out / self.file
         kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {}
@@ -124,6 +126,9 @@ class Bench:
     def row(self, name: str, work: Path, count: int) -> dict[str, Any]:
         """One row, its two steps in processes of their own."""
         recipe = self.recipes[name]
+        reference = work / f"float32-{count}.npy"
+        if name != FLOAT and not reference.exists():
+            self.row(FLOAT, work, count)
         folder = self.folder(work, name)
         shutil.rmtree(folder, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
@@ -134,7 +139,9 @@ class Bench:
             worked = _cpu_seconds() - before
             if usage.status:
                 raise ModelError(f"compiling ended with status {usage.status}", where=name)
-            command = [*me, "--judge", str(folder), str(work / f"float32-{count}.npy"), "--windows", str(count)]
+            command = [*me, "--judge", str(folder), str(reference), "--windows", str(count)]
+            if name == FLOAT:
+                command.append("--float32")
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             figures = json.loads(done.stdout.splitlines()[-1])
             manifest = json.loads((folder / "burnish.json").read_text())
@@ -182,33 +189,38 @@ def divergence(reference: np.ndarray[Any, Any], logits: np.ndarray[Any, Any]) ->
     return total
 
 
-def judge(folder: Path, reference: Path, count: int) -> dict[str, float]:
+def judge(folder: Path, reference: Path, count: int, *, keep: bool = False) -> dict[str, float]:
     """Perplexity, divergence from the reference's logits and agreement on held-out text, and perplexity on news.
 
     Args:
         folder: the compiled model.
-        reference: where the logits of float32 are kept; written if it is not there.
+        reference: where the logits of float32 are kept.
         count: windows of 512 tokens.
+        keep: the model is float32, whose logits are to be kept there.
+
+    Raises:
+        ModelError: there are no logits of float32.
     """
+    if not keep and not reference.exists():
+        raise ModelError("the logits of float32 are not there", where=str(reference), fix="measure its row first")
     ids = windows(load_tokenizer(model_path("smollm2")), held_out_text(), count)
     forward = file_logits(folder)
-    own = not reference.exists()
     total = kl = agree = 0.0
     scratch = reference.with_suffix(".partial")
     shape = (count, ids.shape[1], 49152)
     kept = (
         np.lib.format.open_memmap(scratch, "w+", np.float32, shape)
-        if own
+        if keep
         else np.lib.format.open_memmap(reference, "r")
     )
     for index, window in enumerate(ids):
         logits = forward(window[None])[0]
-        if own:
+        if keep:
             kept[index] = logits
         total += negative_log_likelihood(logits[:-1], window[1:])
         kl += divergence(kept[index][:-1], logits[:-1])
         agree += float((kept[index][:-1].argmax(axis=-1) == logits[:-1].argmax(axis=-1)).sum())
-    if own:
+    if keep:
         scratch.replace(reference)
     tokens = count * (ids.shape[1] - 1)
     news = windows(load_tokenizer(model_path("smollm2")), news_text(), count)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+from burnish.ir.errors import ModelError
 from burnish.passes.spec import check_order, implied, parse
 from burnish.tools.bench_pruned_speed import ACCURACY, COMPOSED, DECODERS, ENCODERS, composition, efficiency, tables
 from burnish.tools.bench_pruned_speed import checks as speed_checks
 from burnish.tools.bench_sparsity import RECIPES, checks, loss, table
-from burnish.tools.recipe_rows import FLOAT
+from burnish.tools.recipe_rows import FLOAT, judge
 
 
 @pytest.mark.parametrize(
@@ -75,3 +77,10 @@ def test_speed_tables_and_limits() -> None:
 
 def test_half_the_weights_in_half_the_time_is_ideal() -> None:
     assert efficiency(0.5, 0.5) == 1.0 and efficiency(0.8, 0.4) == pytest.approx(0.75)
+
+
+def test_rows_are_compared_with_float32_and_nothing_else(tmp_path: Path) -> None:
+    """Logits that are not there are not taken from whatever is judged first."""
+    with pytest.raises(ModelError, match="logits of float32"):
+        judge(tmp_path / "pruned", tmp_path / "float32-8.npy", 8)
+    assert not list(tmp_path.iterdir())
