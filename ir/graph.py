@@ -100,3 +100,9 @@ def rank(value: onnx_ir.Value | None) -> int | None:
     """The number of dimensions, or None if unknown."""
     shape = dims(value)
     return None if shape is None else len(shape)
+
+
+def read_elsewhere(node: onnx_ir.Node) -> bool:
+    """Whether a node's first output has other readers than the next node of a chain: several, or the graph's caller."""
+    value = node.outputs[0]
+    return len(list(value.uses())) != 1 or value.is_graph_output()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir
 
-from ...ir.graph import Graph, attribute, dims, is_op, producer, tensor_of
+from ...ir.graph import Graph, attribute, dims, is_op, producer, read_elsewhere, tensor_of
 from ...ir.remarks import Remark
 from ...ir.rewrite import Editor
 from . import kernels
@@ -47,7 +47,7 @@ def _kernel(gelu: onnx_ir.Node) -> str:
 def _place(gelu: onnx_ir.Node) -> tuple[onnx_ir.Node, onnx_ir.Node] | None:
     """The product and the addition of its bias that a GELU alone reads."""
     add = producer(gelu.inputs[0], "Add")
-    if add is None or add.graph is not gelu.graph or _many(add):
+    if add is None or add.graph is not gelu.graph or read_elsewhere(add):
         return None
     kind = type_name(gelu.inputs[0])
     if kind != "tensor(float)" or not kernels.has("com.microsoft", _kernel(gelu), 1, [kind, kind]):
@@ -55,13 +55,14 @@ def _place(gelu: onnx_ir.Node) -> tuple[onnx_ir.Node, onnx_ir.Node] | None:
     for value, bias in (add.inputs, add.inputs[::-1]):
         product = producer(value, "MatMul")
         channels = (dims(add.outputs[0]) or (None,))[-1]
-        if product is not None and not _many(product) and tensor_of(bias) is not None and dims(bias) == (channels,):
+        if (
+            product is not None
+            and not read_elsewhere(product)
+            and tensor_of(bias) is not None
+            and dims(bias) == (channels,)
+        ):
             return product, add
     return None
-
-
-def _many(node: onnx_ir.Node) -> bool:
-    return len(list(node.outputs[0].uses())) != 1 or node.outputs[0].is_graph_output()
 
 
 def _join_alone(graph: Graph) -> None:

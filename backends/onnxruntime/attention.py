@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir
 
-from ...ir.graph import Graph, attribute, dims, is_op, module_path
+from ...ir.graph import Graph, attribute, dims, is_op, module_path, read_elsewhere
 from ...ir.remarks import Remark
 from ...ir.rewrite import Editor
 
@@ -119,7 +119,12 @@ def _operand(value: onnx_ir.Value | None) -> _Operand | None:
     if node is None or not is_op(node, "Transpose") or attribute(node, "perm") != _SPLIT:
         return None
     reshape = None if node.inputs[0] is None else node.inputs[0].producer()
-    if reshape is None or not is_op(reshape, "Reshape") or _many(reshape) or (rotary is not None and _many(node)):
+    if (
+        reshape is None
+        or not is_op(reshape, "Reshape")
+        or read_elsewhere(reshape)
+        or (rotary is not None and read_elsewhere(node))
+    ):
         return None
     flat, split = dims(reshape.inputs[0]), dims(reshape.outputs[0])
     if flat is None or split is None or len(flat) != 3 or len(split) != 4 or flat[:2] != split[:2]:
@@ -131,25 +136,19 @@ def _operand(value: onnx_ir.Value | None) -> _Operand | None:
     return _Operand(value, split[2], rotary, last) if split[2] * split[3] == flat[2] else None
 
 
-def _many(node: onnx_ir.Node) -> bool:
-    """Whether a node's output has other readers than the next node of the chain."""
-    value = node.outputs[0]
-    return len(list(value.uses())) != 1 or value.is_graph_output()
-
-
 def _flatten(edit: Editor, node: onnx_ir.Node) -> int:
     operands = [_operand(_input(node, i)) for i in range(3)]
     query, key, value = operands
-    if query is None or key is None or value is None or _many(query.last):
+    if query is None or key is None or value is None or read_elsewhere(query.last):
         return 0
-    kept = _many(key.last) or _many(value.last)
+    kept = read_elsewhere(key.last) or read_elsewhere(value.last)
     if kept and not _keeps(node, [key.last.outputs[0], value.last.outputs[0]]):
         return 0
     uses = list(node.outputs[0].uses())
     if len(uses) != 1 or node.outputs[0].is_graph_output():
         return 0
     transpose = uses[0].node
-    if not is_op(transpose, "Transpose") or attribute(transpose, "perm") != _SPLIT or _many(transpose):
+    if not is_op(transpose, "Transpose") or attribute(transpose, "perm") != _SPLIT or read_elsewhere(transpose):
         return 0
     reshape = next(iter(transpose.outputs[0].uses())).node
     width = dims(reshape.outputs[0])

@@ -17,6 +17,7 @@ from ...ir.rewrite import Editor
 from . import kernels
 from .choice import Choices
 from .legality import type_name
+from .products import write_as_sum
 
 APART = "layer_norm(x + y) => layer_norm(Sum(x, y))"
 RULE = "rms_norm(x + y) => SkipSimplifiedLayerNormalization"
@@ -83,12 +84,9 @@ def _constant(node: onnx_ir.Node) -> bool:
 
 
 def _keep_apart(edit: Editor, add: onnx_ir.Node) -> bool:
-    out = add.outputs[0]
-    if type_name(out) != "tensor(float)":
+    if type_name(add.outputs[0]) != "tensor(float)":
         return False
-    edit.at(add, [add])
-    edit.replace(out, edit.op("Sum", list(add.inputs), dtype=out.dtype, shape=out.shape, hint=add.name))
-    edit.sweep([add])
+    write_as_sum(edit, add)
     return True
 
 

@@ -29,7 +29,7 @@ def choose_products(graph: Graph, choices: Choices) -> list[Remark]:
         variants = {_ONE: lambda small: None, _TWO: _apart_alone}
         like = (str(dims(product.inputs[0])), str(dims(add.outputs[0])))
         if choices.pick([product, add], variants, _ONE, like) == _TWO:
-            _keep_apart(edit, add)
+            write_as_sum(edit, add)
             count += 1
     return [Remark("applied", "", f"{RULE}: {count} times", {RULE: count})] if count else []
 
@@ -51,10 +51,11 @@ def _product(add: onnx_ir.Node) -> onnx_ir.Node | None:
 
 def _apart_alone(graph: Graph) -> None:
     for add in [n for n in graph.graph if is_op(n, "Add")]:
-        _keep_apart(Editor(graph, "timed"), add)
+        write_as_sum(Editor(graph, "timed"), add)
 
 
-def _keep_apart(edit: Editor, add: onnx_ir.Node) -> None:
+def write_as_sum(edit: Editor, add: onnx_ir.Node) -> None:
+    """Write an ``Add`` as ``Sum``, which the runtime joins with nothing."""
     out = add.outputs[0]
     edit.at(add, [add])
     edit.replace(out, edit.op("Sum", list(add.inputs), dtype=out.dtype, shape=out.shape, hint=add.name))

@@ -214,11 +214,11 @@ class _Shapes:
     def back(self, flat: onnx_ir.Value, old: onnx_ir.Value) -> onnx_ir.Value:
         """A matrix as what it was before."""
         shape = dims(old)
-        assert shape is not None
+        assert shape is not None and isinstance(shape[-1], int)
         width = shape[-1]
         if width not in self._targets:
             if self._lead is not None:
-                end = self._edit.ints([width])  # type: ignore[list-item]
+                end = self._edit.ints([width])
                 self._targets[width] = self._edit.op("Concat", [self._lead, end], {"axis": 0})
             else:
                 self._targets[width] = self._edit.ints([dim if isinstance(dim, int) else -1 for dim in shape])
