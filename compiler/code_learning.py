@@ -34,9 +34,13 @@ class CodeLearning(Learning):
     """What ``Context.learn_codes`` calls, see :class:`~.learning.Learning`."""
 
     def learn_codes(
-        self, coded: Sequence[Coded], floats: Sequence[onnx_ir.Value], how: CodeTraining
+        self,
+        coded: Sequence[Coded],
+        floats: Sequence[onnx_ir.Value],
+        steps: Sequence[onnx_ir.Value],
+        how: CodeTraining,
     ) -> tuple[list[tuple[Array, Array]], dict[onnx_ir.Value, Array], tuple[float, float]]:
-        """Train; codes and scales of each weight, the float constants, and the loss before and after.
+        """Train; codes and scales of each weight, the other constants, and the loss before and after.
 
         If the loss after is not below that before, everything comes back as it was.
         """
@@ -44,12 +48,15 @@ class CodeLearning(Learning):
         student, teacher = Reference(self._graph), Reference(self._original)
         weights = [_Latent(one) for one in coded]
         biases = [student.constant(value).clone().requires_grad_() for value in floats]
+        ranges = [student.constant(value) for value in steps]
+        stretches = [torch.zeros_like(scale).requires_grad_() for scale in ranges]
         names = [one.value.name or "" for one in coded]
+        step_names = [value.name or "" for value in steps]
         float_names = [value.name or "" for value in floats]
         optimizer = torch.optim.Adam(
             [
                 {"params": [w.latent for w in weights], "most": how.rate},
-                {"params": [w.stretch for w in weights], "most": how.rate * how.scale_rate},
+                {"params": [w.stretch for w in weights] + stretches, "most": how.rate * how.scale_rate},
                 {"params": biases, "most": how.rate * how.float_rate},
             ],
             betas=(0.9, 0.99),
@@ -61,7 +68,8 @@ class CodeLearning(Learning):
         def loss(feeds: Mapping[str, Any], inside: Sequence[str] = ()) -> tuple[Tensor, list[Tensor]]:
             """Of the outputs, and of each of some values that both graphs have."""
             given = {name: weight.value() for name, weight in zip(names, weights, strict=True)}
-            constants = dict(zip(float_names, biases, strict=True))
+            scales = (scale * (1 + stretch) for scale, stretch in zip(ranges, stretches, strict=True))
+            constants = dict(zip((*float_names, *step_names), (*biases, *scales), strict=True))
             with torch.no_grad(), precision(how.precision):
                 wanted = teacher.run(feeds, [*theirs, *inside])
             with precision(how.precision):
@@ -93,6 +101,8 @@ class CodeLearning(Learning):
         if not after < before:
             return [(one.codes, one.scales) for one in coded], {}, (before, after)
         found = {value: bias.detach().numpy() for value, bias in zip(floats, biases, strict=True)}
+        for value, scale, stretch in zip(steps, ranges, stretches, strict=True):
+            found[value] = (scale * (1 + stretch)).detach().numpy()
         return [weight.result() for weight in weights], found, (before, after)
 
     def _outputs(self, chosen: Sequence[str]) -> tuple[list[str], list[str]]:

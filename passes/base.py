@@ -131,15 +131,16 @@ class CodeTraining:
 
 
 LearnedCodes = Callable[
-    [Sequence[Coded], Sequence[onnx_ir.Value], CodeTraining],
+    [Sequence[Coded], Sequence[onnx_ir.Value], Sequence[onnx_ir.Value], CodeTraining],
     tuple[
         list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]],
         dict[onnx_ir.Value, np.ndarray[Any, Any]],
         tuple[float, float],
     ],
 ]
-"""Trains quantized weights and float constants of the graph at hand on the outputs of the model as it came: (which,
-which constants, how) to (codes and scales of each, the constants after it, the loss before and after)."""
+"""Trains quantized weights, float constants and scales of inputs of the graph at hand on the outputs of the model as it
+came: (which, which constants, which scales, how) to (codes and scales of each weight, the other constants after it, the
+loss before and after)."""
 Influence = Callable[[Sequence["tuple[onnx_ir.Value, int]"]], list[np.ndarray[Any, Any]]]
 """For some axes of constants, the derivative of the loss on each calibration input by a factor on each place of the
 axis, at 1: [inputs, places]. The loss is that of a language model, or, for others, the outputs' product with random

@@ -33,14 +33,16 @@ class LearnCodes(Pass):
     others, which rounding product by product cannot. Codes stay codes of the same bits and groups. The weights begin
     as ``Quantize`` rounded them, so the better that was, the fewer steps are needed; minutes on a CPU, gradients come
     from the reference backend. It takes more data than rounding does: hundreds of inputs, of the kind that the model
-    will see. Behind ``Quantize``; inputs of products must be in floating point.
+    will see. Behind ``Quantize``. Inputs of products may be quantized, too: rounding counts as the identity there, and
+    scales that are constants learn (LSQ, Esser et al. 2020).
 
     Attributes:
         steps: of Adam.
         batch: calibration inputs of each step.
         rate: of learning at its highest, in steps of a code; it rises over the first tenth and falls to zero as a
             cosine. All weights move at once, so large models want small rates.
-        scale_rate: rate of the scales, relative to ``rate``; scales move by shares of themselves.
+        scale_rate: rate of the scales, of weights and of inputs, relative to ``rate``; scales move by shares of
+            themselves.
         float_rate: rate of biases and of the weights of normalizations, relative to ``rate``; 0 leaves them alone.
         hidden: what the errors of the results of normalizations weigh beside that of the outputs, where these can be
             compared (rotation and smoothing change them): more to learn from in each step.
@@ -55,7 +57,7 @@ class LearnCodes(Pass):
     Raises:
         OptionError: a number that makes no sense, or (when run) an output that does not exist.
         CalibrationError: (when run) there are no calibration inputs.
-        UnsupportedError: (when run) activations are quantized, which no gradient passes.
+        UnsupportedError: (when run) something computes with codes of activations as they are.
         SelectorError: a malformed selector, or (when run) one that matches nothing.
     """
 
@@ -94,12 +96,7 @@ class LearnCodes(Pass):
         outcome, edit = Outcome(), Editor(graph, RULE)
         if context.learn_codes is None:
             raise without_data("LearnCodes")
-        for node in graph.graph:
-            if is_op(node, "QuantizeLinear", "DynamicQuantizeLinear"):
-                raise UnsupportedError(
-                    "the model computes codes as it runs, and no gradient passes their rounding",
-                    where=module_path(node), fix="quantize weights alone, such as quantize(scheme=w4a16)",
-                )  # fmt: skip
+        steps = _steps(graph)
         sources = [node for node in graph.graph if is_op(node, "DequantizeLinear") and ORIGINAL in node.meta]
         products = {source: _products(source) for source in sources}
         nodes = [node for group in products.values() for node in group]
@@ -121,7 +118,7 @@ class LearnCodes(Pass):
             self.steps, self.batch, self.rate, self.scale_rate, self.float_rate, self.hidden, self.pooled,
             tuple(self.outputs), self.precision, self.seed,
         )  # fmt: skip
-        learned, constants, (before, after) = context.learn_codes(coded, floats, how)
+        learned, constants, (before, after) = context.learn_codes(coded, floats, steps, how)
         values = {"steps": self.steps, "loss_before": before, "loss_after": after}
         if not after < before:
             outcome.missed("", f"left as it was: {self.steps} steps took the loss from {before:.4g} to {after:.4g}",
@@ -139,7 +136,7 @@ class LearnCodes(Pass):
             value.const_value = onnx_ir.Tensor(array.astype(tensor.dtype.numpy()), dtype=tensor.dtype, name=value.name)
         outcome.applied(
             module_path(taken[0]),
-            f"{len(taken)} weights and {len(constants)} float constants trained for {self.steps} steps: the loss went "
+            f"{len(taken)} weights and {len(constants)} other constants trained for {self.steps} steps: the loss went "
             f"from {before:.4g} to {after:.4g}, {moved / total:.1%} of the codes moved",
             moved=moved / total, **values,
         )  # fmt: skip
@@ -190,6 +187,29 @@ def _write(edit: Editor, source: onnx_ir.Node, codes: Array, scales: Array) -> N
     for value in (old_codes, old_scales):
         if not value.uses():
             edit.drop_initializer(value)
+
+
+def _steps(graph: Graph) -> list[onnx_ir.Value]:
+    """Scales of activations that are numbers in the file.
+
+    Raises:
+        UnsupportedError: something other than a ``DequantizeLinear`` reads codes.
+    """
+    found: dict[onnx_ir.Value, None] = {}
+    for node in graph.graph:
+        readers = {use.node for value in node.outputs[:1] for use in value.uses()}
+        if is_op(node, "DynamicQuantizeLinear") or (
+            is_op(node, "QuantizeLinear") and not all(is_op(reader, "DequantizeLinear") for reader in readers)
+        ):
+            raise UnsupportedError(
+                "something computes with the codes of an activation, and no gradient passes that",
+                where=module_path(node), fix="train behind quantize(scheme=...), before anything else",
+            )  # fmt: skip
+        if is_op(node, "QuantizeLinear"):
+            scale = node.inputs[1]
+            if scale is not None and scale.is_initializer() and scale.dtype == onnx_ir.DataType.FLOAT:
+                found[scale] = None
+    return list(found)
 
 
 def _floats(graph: Graph) -> list[onnx_ir.Value]:

@@ -152,6 +152,22 @@ def test_gradients_are_those_of_the_module() -> None:
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-6)
 
 
+def test_gradients_through_codes() -> None:
+    """Rounding counts as the identity, what is clamped has none, and scales get those of learned step sizes."""
+    x = np.asarray([[-9.0, -0.26, 0.1, 0.64, 30.0]], np.float32)
+    text = "c = QuantizeLinear(x, s, z) y = DequantizeLinear(c, s, z)"
+    graph, _ = _graph(text, {"x": x, "s": np.asarray(0.1, np.float32), "z": np.asarray(3, np.uint8)})
+    given = {"x": torch.from_numpy(x), "s": torch.tensor(0.1), "z": torch.tensor(3, dtype=torch.uint8)}
+    plain = Reference(graph).run(given)["y"]
+    leaves = {name: given[name].clone().requires_grad_() for name in ("x", "s")}
+    y = Reference(graph).run(given | leaves)["y"]
+    assert torch.equal(y.detach(), plain)
+    dx, ds = torch.autograd.grad(y.sum(), [leaves["x"], leaves["s"]])
+    assert torch.equal(dx, torch.tensor([[0.0, 1.0, 1.0, 1.0, 0.0]]))
+    # -3 and 252 steps where clamped; round(r) - r inside: -3 + 2.6, 1 - 1, 6 - 6.4.
+    assert float(ds) == pytest.approx(-3 + 252 - 0.4 + 0.0 - 0.4, abs=1e-4)
+
+
 def _chain(parse: Callable[..., onnx_ir.Model] | None = None) -> onnx_ir.Model:
     text = "g (float[T, 4] x) => (float[T, 4] y) { a = Relu(x) b = Mul(a, a) y = Add(b, x) }"
     proto = onnx.ModelProto(ir_version=10, graph=onnx.parser.parse_graph(text))

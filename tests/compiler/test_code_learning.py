@@ -50,8 +50,8 @@ def _batches(count: int = 30, seed: int = 0) -> list[torch.Tensor]:
     return [torch.randn(64, 32, generator=generator) for _ in range(count)]
 
 
-def _error(passes: str) -> tuple[float, Any]:
-    model = Net().eval()
+def _error(passes: str, model: nn.Module | None = None) -> tuple[float, Any]:
+    model = model or Net().eval()
     compiled = burnish.compile(
         model, (_batches()[0],), passes=passes, calibration=_batches(), progress=False, cache=False,
         dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=512)},),
@@ -267,5 +267,41 @@ def test_refusals() -> None:
         with pytest.raises(OptionError, match=r"cannot be|does not exist"):
             LearnCodes(**options)  # type: ignore[arg-type]
     graph, context = _learning(Net(256).eval(), Quantize("w8a8", method="rtn"))
+    codes = next(node.outputs[0] for node in graph.graph if node.op_type == "QuantizeLinear")
+    graph.graph.append(onnx_ir.node("Cast", [codes], {"to": int(onnx_ir.DataType.FLOAT)}))
     with pytest.raises(UnsupportedError, match="no gradient passes"):
         LearnCodes().run(graph, context)
+
+
+class Spiky(nn.Module):
+    """A product whose inputs are small, but for one in a thousand, which hardly counts: its weights are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(256, 256), nn.Linear(256, 4)
+        with torch.no_grad():
+            self.first.weight[:, 0] *= 1e-3
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, 32] to [batch, 4]."""
+        wide = torch.cat([x[:, :1] * 100, x.repeat(1, 8)[:, 1:]], dim=1)
+        result: torch.Tensor = self.second(nn.functional.gelu(self.first(wide)))
+        return result
+
+
+def test_scales_of_inputs_learn() -> None:
+    """One scale for a tensor with an outlier is too large; learning lets go of the outlier, and the outputs gain."""
+    quantize = "quantize(scheme=w8a8_static,method=rtn,ranges=minmax)"
+    plain, _ = _error(quantize, Spiky().eval())
+    learn = "learn_codes(steps=150,batch=1,rate=0.02,scale_rate=1.0,float_rate=0)"
+    learned, _ = _error(f"{quantize},{learn}", Spiky().eval())
+    assert learned < 0.7 * plain
+
+
+def test_inputs_with_a_scale_for_each_row() -> None:
+    """These have no constant scale to learn; codes, weight scales and biases do."""
+    graph, context = _learning(Net(256).eval(), Quantize("w8a8", method="rtn"))
+    outcome = LearnCodes(steps=40, batch=1, rate=0.01).run(graph, context)
+    (values,) = [remark.values for remark in outcome.remarks if "loss_after" in remark.values]
+    assert values["loss_after"] < values["loss_before"]

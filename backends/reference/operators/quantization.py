@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir
 import torch
 
@@ -44,10 +46,31 @@ def _quantize(call: Call) -> Result:
     ratio = x / _spread(scale, x, axis, block)
     if kind not in _RANGE:
         return ratio.to(dtype_of(kind))
-    codes = torch.round(ratio)
-    if zero is not None:
-        codes = codes + _spread(zero, x, axis, block).to(codes.dtype)
-    return codes.clamp(*_RANGE[kind]).to(dtype_of(kind))
+    offset = torch.zeros([]) if zero is None else _spread(zero, x, axis, block).to(ratio.dtype)
+    if torch.is_grad_enabled() and ratio.requires_grad:
+        # Codes of an integer type have no derivative: these stay numbers, which a DequantizeLinear takes as well.
+        learned: Tensor = _Through.apply(ratio, offset, *_RANGE[kind])  # type: ignore[no-untyped-call]
+        return learned
+    return (torch.round(ratio) + offset).clamp(*_RANGE[kind]).to(dtype_of(kind))
+
+
+class _Through(torch.autograd.Function):
+    """``clamp(round(r) + z, low, high)``; dr passes where nothing is clamped (Bengio et al. 2013).
+
+    With the ``DequantizeLinear`` behind it, ``s (codes - z)`` of ``r = x / s``, the derivative by s is that of learned
+    step sizes (LSQ, Esser et al. 2020, equation 3): ``round(r) - r`` inside, ``codes - z`` where clamped.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, ratio: Tensor, offset: Tensor, low: int, high: int) -> Tensor:
+        codes = torch.round(ratio).add_(offset)
+        ctx.save_for_backward((codes >= low).logical_and_(codes <= high))
+        return codes.clamp_(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (inside,) = ctx.saved_tensors
+        return gradient * inside, None, None, None
 
 
 @rule("DynamicQuantizeLinear")
