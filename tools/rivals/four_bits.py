@@ -157,11 +157,12 @@ def burnish(source: Path, passes: str, data: Callable[[], list[Feeds]] | None) -
     return make
 
 
-LEARN = "quantize(group_size=32),learn_codes(steps={steps},batch=1,outputs=last_hidden_state)"
+LEARN = "quantize({options}),learn_codes(steps={steps},batch=1,outputs=last_hidden_state)"
+_GROUPS, _TABLE = f"group_size={GROUP}", "overrides={'embeddings':'w8a16'}"
 
 
 def encoders() -> dict[str, Make]:
-    """Ways for MiniLM. Burnish rounds its embedding, too, which the others leave in float32."""
+    """Ways for MiniLM. Burnish rounds its embedding, too, which most of the others leave in float32."""
     model, folder = minilm_path(), model_path("minilm")
     own = ("rtn", "k_quant", "hqq", "gptq")
     ways: dict[str, Make] = {f"ONNX Runtime, {name}": runtime(model, name) for name in own}
@@ -170,9 +171,12 @@ def encoders() -> dict[str, Make]:
     ways |= {f"NNCF and OpenVINO, {name}": nncf(model, name) for name in ("rtn", "awq", "gptq")}
     ways["Burnish, rtn"] = burnish(folder, "quantize(group_size=32)", None)
     ways["Burnish, gptq"] = burnish(folder, "quantize(group_size=32)", lambda: _data(model))
-    for steps, inputs in ((256, 256), (1024, 512)):
-        recipe, data = LEARN.format(steps=steps), partial(_sentences, inputs)
-        ways[f"Burnish, learned in {steps} steps"] = burnish(folder, recipe, data)
+    ways["Burnish, gptq on sentences, embedding in 8 bits"] = burnish(
+        folder, f"quantize({_GROUPS},{_TABLE})", partial(_sentences, 256)
+    )
+    for options, steps, inputs in ((_GROUPS, 256, 256), (_GROUPS, 1024, 512), (f"{_GROUPS},{_TABLE}", 1280, 960)):
+        name = f"Burnish, learned in {steps} steps" + (", embedding in 8 bits" if _TABLE in options else "")
+        ways[name] = burnish(folder, LEARN.format(options=options, steps=steps), partial(_sentences, inputs))
     return ways
 
 
