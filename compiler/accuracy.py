@@ -16,9 +16,9 @@ from ..backends.onnxruntime.writer import write
 from ..ir.graph import Graph
 from ..ir.noise import decibels
 from ..ir.signature import DecoderSpec
+from .batches import Batches
 from .figures import Accuracy
 from .inputs import Array, as_numpy
-from .statistics import Batches
 
 MOST = 8
 """Inputs that are compared."""

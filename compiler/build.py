@@ -292,7 +292,8 @@ def _compile(
         context = pass_context(stack, imported, how.target, calibration, folder.parent, store, progress, how.passes)
         times = asked_for(how.passes, None if store is None else store.folder)
         clock = None if times is None else times.unlowered
-        context = replace(context, observe=observe, observe_made_up=random, clock=clock)
+        in_order = None if observe is None else observe.sequential
+        context = replace(context, observe=observe, observe_made_up=random, sequential=in_order, clock=clock)
         accuracy = accuracy_check(
             stack, imported, how.passes, how.evaluation, how.verify, how.target, calibration, folder.parent, remarks
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,9 @@ from ..ir.errors import CalibrationError
 from ..ir.graph import Graph, all_nodes, module_path
 from ..ir.remarks import Remark
 from ..passes.base import Observe
+from ..passes.base import Sequential as InOrder
 from ..passes.statistics import Array, Hessian, Observer, combine
+from .batches import Batches
 from .cache import Cache, digest_graph, key_of
 from .inputs import Calibration, as_numpy
 from .progress import Progress, silent
@@ -61,36 +62,6 @@ def on_random_tokens(
         return stack.enter_context(Statistics(graph, inputs, workspace, progress))(values, observer)
 
     return observe
-
-
-class Batches:
-    """Arrays by name, batch after batch, on disk.
-
-    Args:
-        folder: to keep them in; made here.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self.folder, self.count = folder, 0
-
-    def __len__(self) -> int:
-        return self.count
-
-    def add(self, batch: Mapping[str, Array]) -> None:
-        """Append a batch."""
-        with (self.folder / f"{self.count}.pickle").open("wb") as file:
-            pickle.dump(dict(batch), file, protocol=5)
-        self.count += 1
-
-    def __iter__(self) -> Iterator[dict[str, Array]]:
-        for number in range(self.count):
-            with (self.folder / f"{number}.pickle").open("rb") as file:
-                yield pickle.load(file)
-
-    def close(self) -> None:
-        """Remove them."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Statistics:
@@ -163,6 +134,25 @@ class Statistics:
         if missing:
             self._run(missing, observer, inputs, kept)
         return {name: self._results[observer, name] for name in channels}
+
+    def sequential(self, values: Sequence[onnx_ir.Value], both: bool) -> InOrder:
+        """What ``Context.sequential`` calls, see there.
+
+        Raises:
+            CalibrationError: the inputs are unusable, or a value cannot be observed.
+            InputError: an input does not fit the model.
+        """
+        from .sequential import Sequential  # PyTorch is loaded when it is needed
+
+        observer = Hessian()
+        channels = [(value, _channels(value, self._graph, observer)) for value in values]
+        inputs = self._read()
+        assert self._folder is not None
+        return Sequential(
+            self._graph, channels, inputs, both=both, folder=self._folder,
+            keep=lambda result: self._keep(result, "", None), check=self._check,
+            tell=lambda name, count, size: self._tell(name, count, size, observer), progress=self._progress,
+        )  # fmt: skip
 
     def _refresh(self) -> None:
         """Forget the results of a graph that has changed since."""

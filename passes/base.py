@@ -147,6 +147,33 @@ axis, at 1: [inputs, places]. The loss is that of a language model, or, for othe
 numbers."""
 
 
+class Sequential(Protocol):
+    """Inputs of products in the order of the graph, each behind the weights that were replaced before it.
+
+    Values are in rounds: between those of one round there is no other. Asking for a value runs the rounds up to its
+    own, so weights are to be replaced in the order of the rounds of what they multiply.
+    """
+
+    def rank(self, name: str) -> int:
+        """The round of a value."""
+
+    def hessian(self, name: str) -> np.ndarray[Any, Any]:
+        """Mean over tokens of ``x xᵀ``: float32 [K, K]."""
+
+    def mean(self, name: str) -> np.ndarray[Any, Any]:
+        """Mean over tokens of x: float32 [K]."""
+
+    def cross(self, name: str) -> np.ndarray[Any, Any]:
+        """Mean over tokens of ``x fᵀ``, f what x is in the float model: float32 [K, K]."""
+
+    def replace(self, value: onnx_ir.Value, weight: np.ndarray[Any, Any] | Callable[[], np.ndarray[Any, Any]]) -> None:
+        """From the next round on, a constant is this array of the same shape (or what is computed when it is used)."""
+
+
+InOrder = Callable[[Sequence[onnx_ir.Value], bool], Sequential]
+"""Second moments of values in order: (which, whether those with the float model's values are wanted, too)."""
+
+
 def without_data(where: str) -> CalibrationError:
     """The error of a pass that cannot work without calibration inputs."""
     return CalibrationError(
@@ -222,6 +249,8 @@ class Context:
         progress: called with (done, total, what) during long work.
         observe: computes what :meth:`statistics` returns; None where there is no data.
         observe_made_up: the same on made-up inputs; None where none can be made up.
+        sequential: second moments of values in order, behind weights that are replaced on the way; None where there is
+            no data. The graph is taken as it is at the call.
         cost: of products on this machine; None where nothing can be measured.
         trial: of a change; None where there is no data.
         decodes: whether the model is a causal language model with a cache.
@@ -237,6 +266,7 @@ class Context:
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     observe: Observe | None = None
     observe_made_up: Observe | None = None
+    sequential: InOrder | None = None
     cost: Cost | None = None
     trial: Trial | None = None
     decodes: bool = False

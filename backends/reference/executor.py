@@ -41,6 +41,10 @@ class Reference:
             self._constants[value] = tensor_from(tensor, self.device)
         return self._constants[value]
 
+    def forget(self) -> None:
+        """Give back the memory of constants; they are read again when they are used again."""
+        self._constants.clear()
+
     def run(
         self,
         inputs: Mapping[str, Any],

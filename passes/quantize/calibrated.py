@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import onnx_ir
 from ...ir.errors import CalibrationError, ModelError
 from ...ir.graph import SPARSITY, Graph, tensor_of
 from ...ir.noise import OUTPUT_NOISE, WEIGHT_NOISE, decibels
+from .. import propagation
 from ..base import Context
 from ..statistics import Hessian
 from . import beside, columns, gptq, learned, ranges, refine, rtn
@@ -48,6 +49,7 @@ class Calibrated:
         method: ``"gptq"``, ``"clip"`` for rounding to nearest in ranges that were searched for, ``"signround"``, or
             ``"learned_clip"``.
         rounds: how often codes and scales are improved after GPTQ, see :func:`~.refine.refine`.
+        propagate: one of :data:`~..propagation.MODES`; weights must then be rounded by :meth:`rank`.
 
     Raises:
         CalibrationError: there are no calibration inputs, or they give no finite statistics.
@@ -60,10 +62,14 @@ class Calibrated:
         context: Context,
         method: str = "gptq",
         rounds: int = refine.ROUNDS,
+        propagate: str = "off",
     ) -> None:
         values = {value.name: value for weight in weights if self.obstacle(weight) is None for value in _inputs(weight)}
         # Asked even for nothing, where data were asked for by name and there are none.
         asked = bool(values) or not context.has_calibration
+        self._walk = propagation.begin(list(values.values()), context, propagate) if values else None
+        self._errors, self._weights = propagate == "errors", weights
+        asked = asked and self._walk is None
         self._hessians = context.statistics(list(values.values()), Hessian()) if asked else {}
         self._method, self._rounds = method, rounds
         # Products of the same input follow each other.
@@ -81,6 +87,27 @@ class Calibrated:
             if value.shape is None or not len(value.shape) or value.shape[-1] != k:
                 return "the size of its product's input is not known"
         return None
+
+    def rank(self, weight: Weight) -> int:
+        """When a weight's turn is, where errors propagate: those rounded to nearest come first."""
+        rounded = not any(weight is other for other in self._weights) or self.obstacle(weight) is not None
+        return -1 if self._walk is None or rounded else propagation.rank(self._walk, _inputs(weight))
+
+    def nearest(self, weight: Weight, scheme: Scheme) -> None:
+        """Take note that a weight is rounded to nearest."""
+        tensor = tensor_of(weight.value)
+        if self._walk is None or tensor is None or scheme.format != "int":
+            return
+
+        k, turned = weight.channels[1], weight.layout == "kn"
+
+        def restored() -> Array:
+            array = tensor.numpy()
+            codes = rtn.quantize(array, scheme, transposed=turned, precision=tensor.dtype.numpy())
+            found = rtn.dequantize(codes, scheme, k)
+            return (found.T if turned else found).reshape(array.shape)
+
+        self._walk.replace(weight.value, restored)
 
     def codes(self, weight: Weight, scheme: Scheme, keep: int | Array = 0) -> Rounded:
         """Codes of a weight, packed as :func:`~.tensors.packs` says, and figures for the report.
@@ -102,6 +129,8 @@ class Calibrated:
         hessian, feedback = self._feedback(weight)
         array = tensor.numpy()
         matrix = rtn.as_float32(array.T if weight.layout == "kn" else array)
+        if self._walk is not None and self._errors:
+            matrix = propagation.propagated(matrix, hessian, self._sum(weight, self._walk.cross))
         k, precision = matrix.shape[1], tensor.dtype.numpy()
         which: Array | None = None
         try:
@@ -127,6 +156,9 @@ class Calibrated:
         if which is not None:
             kept = beside.stored(columns.kept(left, hessian, which), tensor.dtype)
             left[:, which] -= kept.astype(np.float32)
+        if self._walk is not None:
+            restored = matrix - left
+            self._walk.replace(weight.value, (restored.T if weight.layout == "kn" else restored).reshape(array.shape))
         figures: dict[str, Any] = {"method": self._method}
         lost = gptq.output_error(left, hessian)
         for name, part in (("output_error", lost), ("output_error_rtn", plain)):
@@ -165,12 +197,19 @@ class Calibrated:
     def _feedback(self, weight: Weight) -> tuple[Array, gptq.Feedback]:
         names = tuple(value.name or "" for value in _inputs(weight))
         if self._last is None or self._last[0] != names:
-            hessian = np.array(self._hessians[names[0]])
-            for name in names[1:]:
-                hessian += self._hessians[name]
+            hessian = self._sum(weight, self._hessians.__getitem__ if self._walk is None else self._walk.hessian)
             feedback = self._decompose(weight, hessian)
             self._last = (names, hessian, feedback)
         return self._last[1], self._last[2]
+
+    @staticmethod
+    def _sum(weight: Weight, get: Callable[[str], Array]) -> Array:
+        """Of a statistic of all inputs of a weight."""
+        first, *others = (value.name or "" for value in _inputs(weight))
+        total = np.array(get(first))
+        for name in others:
+            total += get(name)
+        return total
 
     @staticmethod
     def _decompose(weight: Weight, hessian: Array) -> gptq.Feedback:

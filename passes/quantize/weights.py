@@ -13,8 +13,8 @@ from ...ir.errors import OptionError, UnsupportedError, nearest
 from ...ir.graph import Graph, is_op, module_path
 from ...ir.remarks import Remark
 from ...ir.rewrite import Editor
-from .. import selectors
-from ..base import Context, Outcome, Pass, Stage
+from .. import propagation, selectors
+from ..base import Context, Outcome, Pass, Stage, without_data
 from ..precise import PRECISE
 from . import activations, auto, formats, histogram, refine, static
 from .calibrated import Calibrated, Rounded
@@ -62,6 +62,10 @@ class Quantize(Pass):
             (SmolLM2-135M: perplexity 1.005 by nearest, 1.011 by GPTQ).
         rounds: after GPTQ, how often codes are taken once more given all others (Behdin et al. 2023) and scales fitted
             to them; 0 leaves what GPTQ found.
+        propagate: what is done about the errors of what comes before a product, by the methods that look at inputs:
+            ``"off"``, statistics are those of the float model; ``"inputs"``, of the inputs that weights rounded before
+            make, product after product (as in GPTQ); ``"errors"``, and weights first make up for the errors of their
+            inputs (GPTAQ, Li et al. 2025). Runs on the reference backend, and nothing is kept in the cache.
         keep_columns: so many input channels of each product, those that rounding hurts most, stay in floating point in
             a thin product beside it (OWQ, Lee et al. 2024); calibration inputs are needed.
         keep_in: selectors of the products that keep columns; all if empty.
@@ -97,6 +101,7 @@ class Quantize(Pass):
     overrides: Mapping[str, Any] | Sequence[tuple[str, Any]] = ()
     method: str = "auto"
     rounds: int = refine.ROUNDS
+    propagate: str = "off"
     keep_columns: int = 0
     keep_in: str | Sequence[str] = ()
     ranges: str = "auto"
@@ -112,6 +117,11 @@ class Quantize(Pass):
         if self.method not in METHODS:
             raise OptionError(
                 f"method={self.method!r} is no way to round", where="Quantize", fix=nearest(str(self.method), METHODS)
+            )
+        propagation.check(self.propagate, "Quantize")
+        if self.propagate != "off" and self.method == "rtn":
+            raise OptionError(
+                "propagate looks at inputs, method='rtn' at none", where="Quantize", fix="leave one of them out"
             )
         if self.ranges not in ("auto", *histogram.METHODS):
             raise OptionError(
@@ -255,7 +265,14 @@ class Quantize(Pass):
         edit = Editor(graph, RULE)
         order = {node: i for i, node in enumerate(graph.graph)}
         # Statistics are taken of the graph as it is, before the first weight is replaced.
-        rounder = Calibrated(graph, fitted, context, method, self.rounds) if data else None
+        rounder = Calibrated(graph, fitted, context, method, self.rounds, self.propagate) if data else None
+        if self.propagate != "off":
+            if rounder is None and not context.has_calibration:
+                raise without_data("Quantize(propagate=...)")
+            if rounder is None:
+                outcome.missed("", "no error is propagated: every weight is rounded to nearest")
+            else:
+                chosen.sort(key=lambda pair: rounder.rank(pair[0]))
         by_token = [
             w for w, s in chosen if s.activations and s.activations.dynamic and not s.by_kernel and not w.tables
         ]
@@ -273,9 +290,12 @@ class Quantize(Pass):
                 continue
             if rounder is None or not any(weight is other for other in fitted):
                 tensors = round_to_nearest(weight, scheme, late)
+                if rounder is not None:
+                    rounder.nearest(weight, scheme)
             elif (obstacle := rounder.obstacle(weight)) is not None:
                 outcome.missed(where(weight), f"rounded to nearest: {obstacle}", weight=weight.value.name)
                 tensors = round_to_nearest(weight, scheme, late)
+                rounder.nearest(weight, scheme)
             else:
                 context.progress(done, len(chosen), f"{method} {weight.value.name}")
                 columns = self.keep_columns if not keep_in or _matches(keep_in, weight) else 0

@@ -10,6 +10,7 @@ import onnx_ir
 
 from ...ir.errors import CalibrationError
 from ...ir.graph import tensor_of
+from .. import propagation
 from ..base import Context
 from ..quantize import gptq
 from ..quantize.targets import Weight
@@ -26,15 +27,20 @@ class Inputs:
         context: gives the statistics.
         hessians: whether Hessians are wanted, or only moments of each channel.
         moments: whether the mean of each channel is.
+        propagate: one of :data:`~..propagation.MODES`; weights must then be pruned by :meth:`rank`.
 
     Raises:
         CalibrationError: there are no calibration inputs, or they give no finite statistics.
     """
 
-    def __init__(self, weights: Sequence[Weight], context: Context, *, hessians: bool, moments: bool) -> None:
+    def __init__(
+        self, weights: Sequence[Weight], context: Context, *, hessians: bool, moments: bool, propagate: str = "off"
+    ) -> None:
         values = list(dict.fromkeys(v for w in weights if self.obstacle(w) is None for v in _values(w)))
-        self._hessians = context.statistics(values, Hessian()) if hessians else {}
-        self._moments = context.statistics(values, Moments()) if moments or not hessians else {}
+        self._walk = propagation.begin(values, context, propagate) if values else None
+        self._errors, still = propagate == "errors", self._walk is None
+        self._hessians = context.statistics(values, Hessian()) if hessians and still else {}
+        self._moments = context.statistics(values, Moments()) if (moments or not hessians) and still else {}
         # Products of the same input follow each other.
         self._last: tuple[tuple[str, ...], str, Array, gptq.Feedback] | None = None
 
@@ -48,31 +54,59 @@ class Inputs:
                 return "the size of its product's input is not known"
         return None
 
+    def rank(self, weight: Weight) -> int:
+        """When a weight's turn is, where errors propagate."""
+        if self._walk is None or self.obstacle(weight) is not None:
+            return -1
+        return propagation.rank(self._walk, _values(weight))
+
+    def target(self, weight: Weight, matrix: Array) -> Array:
+        """What a weight [n, k] is to become before it is pruned: itself, or what makes up for errors of its inputs."""
+        if self._walk is None or not self._errors:
+            return matrix
+        crosses = np.sum([self._walk.cross(name) for name in _names(weight)], axis=0)
+        return propagation.propagated(matrix, self._hessian(weight), crosses)
+
+    def replace(self, weight: Weight, array: Array) -> None:
+        """Take note of what became of a weight, in its own layout."""
+        if self._walk is not None:
+            self._walk.replace(weight.value, array)
+
     def norms(self, weight: Weight) -> Array:
         """Root of the mean square of each input channel: float32 [k]."""
-        names = _names(weight)
-        if self._moments:
+        if self._moments or self._walk is not None:
             return np.asarray(np.sqrt(self.moments(weight)[1]))
-        diagonals = [np.asarray(self._hessians[name].diagonal(), np.float32) for name in names]
+        diagonals = [np.asarray(self._hessians[name].diagonal(), np.float32) for name in _names(weight)]
         return np.asarray(np.sqrt(np.mean(diagonals, axis=0)))
 
     def moments(self, weight: Weight) -> Array:
         """Mean and mean square of each input channel: float32 [2, k]."""
-        return np.asarray(np.mean([self._moments[name] for name in _names(weight)], axis=0, dtype=np.float32))
+        if self._walk is None:
+            each = [self._moments[name] for name in _names(weight)]
+        else:
+            each = [np.stack([self._walk.mean(n), self._walk.hessian(n).diagonal()]) for n in _names(weight)]
+        return np.asarray(np.mean(each, axis=0, dtype=np.float32))
 
     def hessian(self, weight: Weight, order: gptq.Order) -> tuple[Array, gptq.Feedback]:
         """Mean of ``xᵀx`` and what rounding or pruning in an order of columns makes of it."""
         names = _names(weight)
         if self._last is None or self._last[:2] != (names, order):
-            hessian = np.array(self._hessians[names[0]])
-            for name in names[1:]:
-                hessian += self._hessians[name]
+            hessian = self._hessian(weight)
             try:
                 self._last = (names, order, hessian, gptq.decompose(hessian, order=order))
             except FloatingPointError as error:
                 fix = "look for unusual numbers in the calibration inputs"
                 raise CalibrationError(str(error), where=f"input {names[0]!r}", fix=fix) from error
         return self._last[2], self._last[3]
+
+    def _hessian(self, weight: Weight) -> Array:
+        """Sum over the inputs of a weight."""
+        get = self._hessians.__getitem__ if self._walk is None else self._walk.hessian
+        first, *others = _names(weight)
+        total = np.array(get(first))
+        for name in others:
+            total += get(name)
+        return total
 
 
 def _values(weight: Weight) -> list[onnx_ir.Value]:

@@ -12,8 +12,8 @@ import onnx_ir
 from ...ir.errors import ModelError, OptionError, nearest
 from ...ir.graph import SPARSITY, Graph, is_op, module_path, tensor_of
 from ...ir.rewrite import Editor
-from .. import selectors
-from ..base import Context, Outcome, Pass, Stage, Zeros
+from .. import propagation, selectors
+from ..base import Context, Outcome, Pass, Stage, Zeros, without_data
 from ..quantize import gptq
 from ..quantize.replace import take_place, where
 from ..quantize.targets import Weight, find
@@ -55,6 +55,10 @@ class Prune(Pass):
             threshold for the scores of all layers.
         ratios: (selector, sparsity) pairs, first match wins; a mapping is taken, too. 0 leaves a product alone.
         refine_mask: exchange weights of the mask where that brings the outputs nearer (DSnoT, Zhang et al. 2024).
+        propagate: what is done about the errors of what comes before a product: ``"off"``, statistics are those of the
+            model before it is pruned; ``"inputs"``, of the inputs that weights pruned before make, product after
+            product (as the authors of Wanda and SparseGPT do); ``"errors"``, and weights first make up for the errors
+            of their inputs (GPTAQ, Li et al. 2025). Runs on the reference backend, and nothing is kept in the cache.
         permute: with N:M, input channels change places so that the pattern keeps more (RIA); what makes the channels is
             permuted with them, so that nothing is added to the graph.
         compare: weights of a row with each other (``"row"``), or of the whole matrix (``"matrix"``); ``"auto"`` is by
@@ -80,6 +84,7 @@ class Prune(Pass):
     layer_ratios: str = "uniform"
     ratios: Mapping[str, float] | Sequence[tuple[str, float]] = ()
     refine_mask: bool = False
+    propagate: str = "off"
     permute: bool = False
     compare: str = "auto"
     exponent: float = 0.5
@@ -96,6 +101,11 @@ class Prune(Pass):
             value = getattr(self, name)
             if value not in choices:
                 raise OptionError(f"{name}={value!r} does not exist", where="Prune", fix=nearest(str(value), choices))
+        propagation.check(self.propagate, "Prune")
+        if self.propagate != "off" and self.metric == "magnitude" and self.reconstruct in ("auto", "off"):
+            raise OptionError(
+                "propagate looks at inputs, metric='magnitude' at none", where="Prune", fix="leave one of them out"
+            )
         given = self.ratios.items() if isinstance(self.ratios, Mapping) else self.ratios
         pairs = tuple((str(text), float(share)) for text, share in given)
         object.__setattr__(self, "ratios", pairs)
@@ -172,8 +182,16 @@ class _Run:
         if data:
             # Statistics are taken of the graph as it is, before the first weight is replaced.
             fit = [item.weight for item in chosen if Inputs.obstacle(item.weight) is None]
-            self.inputs = Inputs(fit, self.context, hessians=hessians, moments=moments)
+            self.inputs = Inputs(fit, self.context, hessians=hessians, moments=moments, propagate=self._propagate(True))
         self._distribute(chosen)
+        if (mode := self._propagate(False)) != "off":
+            if not data:
+                raise without_data("Prune(propagate=...)")
+            if self.options.layer_ratios != "uniform":
+                self.inputs = Inputs(fit, self.context, hessians=hessians, moments=moments, propagate=mode)
+            inputs = self.inputs
+            assert inputs is not None
+            chosen.sort(key=lambda item: inputs.rank(item.weight))
         for done, item in enumerate(chosen):
             self.context.progress(done, len(chosen), f"{self.metric} {item.weight.value.name}")
             if self.inputs is not None and (reason := Inputs.obstacle(item.weight)) is not None:
@@ -186,6 +204,10 @@ class _Run:
             self._convolution(node, sparsity, data)
         self._report()
         return self.outcome
+
+    def _propagate(self, first: bool) -> str:
+        """The option, for the inputs at first, too: shares of layers are found out of all inputs at once."""
+        return "off" if first and self.options.layer_ratios != "uniform" else self.options.propagate
 
     def _choose(self) -> tuple[list[_Chosen], list[tuple[onnx_ir.Node, float]]]:
         """What is selected and can be pruned; remarks for the rest."""
@@ -298,6 +320,8 @@ class _Run:
                 fix="exclude it, or repair the model",
             )
         figures: dict[str, Any] = {}
+        if self.inputs is not None:
+            matrix = self.inputs.target(weight, matrix)
         keep: Array | None = None
         if self.metric != "sparsegpt" or self.options.refine_mask:
             if self.metric == "sparsegpt":
@@ -334,6 +358,8 @@ class _Run:
     def _store(self, weight: Weight, tensor: onnx_ir.TensorProtocol, result: Array) -> None:
         array = np.ascontiguousarray(result.T if weight.layout == "kn" else result).astype(tensor.dtype.numpy())
         name = weight.value.name or "weight"
+        if self.inputs is not None:
+            self.inputs.replace(weight, array)
         self.edit.at(weight.products[0])
         take_place(
             self.edit, weight, self.edit.initializer(onnx_ir.Tensor(array, dtype=tensor.dtype), f"{name}.pruned")

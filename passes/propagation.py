@@ -1,0 +1,64 @@
+"""Errors that go from product to product: what passes that compress weights one after the other do about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir
+
+from ..ir.errors import OptionError, nearest
+from .base import Context, Sequential, without_data
+from .statistics import Array
+
+MODES = ("off", "inputs", "errors")
+"""Statistics of the float model's inputs; of the inputs that weights compressed before make (as GPTQ, SparseGPT and
+Wanda measure them); of these, with weights that first make up for the errors of their inputs (GPTAQ, Li et al.
+2025)."""
+DAMPING = 0.01
+"""Added to the diagonal of the Hessian, relative to its mean, where weights make up for errors of their inputs."""
+
+
+def check(mode: str, where: str) -> None:
+    """Refuse a value of the option ``propagate`` that does not exist.
+
+    Raises:
+        OptionError: it does not.
+    """
+    if mode not in MODES:
+        raise OptionError(f"propagate={mode!r} does not exist", where=where, fix=nearest(str(mode), MODES))
+
+
+def begin(values: Sequence[onnx_ir.Value], context: Context, mode: str) -> Sequential | None:
+    """Inputs measured in order, if they are to be.
+
+    Raises:
+        CalibrationError: there are no calibration inputs.
+    """
+    if mode == "off":
+        return None
+    if context.sequential is None:
+        raise without_data("propagate=")
+    return context.sequential(values, mode == "errors")
+
+
+def rank(walk: Sequential, values: Sequence[onnx_ir.Value]) -> int:
+    """The round behind which a weight can be compressed that multiplies these; -1 for one that multiplies nothing."""
+    return max((walk.rank(value.name or "") for value in values), default=-1)
+
+
+def propagated(matrix: Array, hessian: Array, cross: Array) -> Array:
+    """Weights that make up for the errors of their inputs as far as a linear product can.
+
+    The mean of ``|W f - V x|²`` is least for ``V = W E[f xᵀ] E[x xᵀ]⁻¹`` (whose difference from W GPTAQ, Li et al.
+    2025, spreads over GPTQ's steps). It is found as a step away from W, so that damping draws it back to W.
+
+    Args:
+        matrix: W, [N, K].
+        hessian: mean of ``x xᵀ``, [K, K].
+        cross: mean of ``x fᵀ``, f the inputs of the float model, [K, K].
+    """
+    damped = hessian.astype(np.float64)
+    damped.flat[:: len(damped) + 1] += DAMPING * max(float(np.mean(hessian.diagonal())), 1e-30)
+    step = np.linalg.solve(damped, (cross - hessian).astype(np.float64))
+    return np.asarray(matrix + matrix @ step.T.astype(np.float32), np.float32)
