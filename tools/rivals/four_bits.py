@@ -158,7 +158,7 @@ def burnish(source: Path, passes: str, data: Callable[[], list[Feeds]] | None) -
 
 
 LEARN = "quantize({options}),learn_codes(steps={steps},batch=1,outputs=last_hidden_state)"
-_GROUPS, _TABLE = f"group_size={GROUP}", "overrides={'embeddings':'w8a16'}"
+_GROUPS, _ERRORS = f"group_size={GROUP}", "propagate=errors"
 
 
 def encoders() -> dict[str, Make]:
@@ -171,12 +171,18 @@ def encoders() -> dict[str, Make]:
     ways |= {f"NNCF and OpenVINO, {name}": nncf(model, name) for name in ("rtn", "awq", "gptq")}
     ways["Burnish, rtn"] = burnish(folder, "quantize(group_size=32)", None)
     ways["Burnish, gptq"] = burnish(folder, "quantize(group_size=32)", lambda: _data(model))
-    ways["Burnish, gptq on sentences, embedding in 8 bits"] = burnish(
-        folder, f"quantize({_GROUPS},{_TABLE})", partial(_sentences, 256)
-    )
-    for options, steps, inputs in ((_GROUPS, 256, 256), (_GROUPS, 1024, 512), (f"{_GROUPS},{_TABLE}", 1280, 960)):
-        name = f"Burnish, learned in {steps} steps" + (", embedding in 8 bits" if _TABLE in options else "")
-        ways[name] = burnish(folder, LEARN.format(options=options, steps=steps), partial(_sentences, inputs))
+    for name, options in (
+        ("gptq on sentences", _GROUPS),
+        ("gptq on sentences, errors propagated", f"{_GROUPS},{_ERRORS}"),
+    ):
+        ways[f"Burnish, {name}"] = burnish(folder, f"quantize({options})", partial(_sentences, 128))
+    for name, options, steps, inputs in (
+        ("learned in 256 steps", _GROUPS, 256, 256),
+        ("learned in 1024 steps", _GROUPS, 1024, 512),
+        ("errors propagated, learned in 512 steps", f"{_GROUPS},{_ERRORS}", 512, 256),
+    ):
+        recipe = LEARN.format(options=options, steps=steps)
+        ways[f"Burnish, {name}"] = burnish(folder, recipe, partial(_sentences, inputs))
     return ways
 
 
