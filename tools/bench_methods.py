@@ -41,6 +41,7 @@ RECIPES: dict[str, Recipe] = {
     "g64 AWQ + GPTQ, refined": Recipe("scale_salient_channels,quantize"),
     "g64 rotation + GPTQ": Recipe("rotate,quantize(rounds=0)"),
     "g64 rotation + GPTQ, refined": Recipe("rotate,quantize", limit=1.15),
+    "g64 rotation + GPTQ, refined + propagation": Recipe("rotate,quantize(propagate=errors)"),
     "g64 rotation + GPTQ, refined + LoRC, rank 8": Recipe("rotate,quantize,compensate_low_rank(exclude=lm_head)"),
     "mix of 4.6 bits: g64, q and k symmetric, rotation + GPTQ, refined + OWQ of down and o, 64 sequences": Recipe(
         f"rotate,quantize({_OWQ},{_SYMMETRIC})", data=64, limit=1.08
@@ -48,11 +49,13 @@ RECIPES: dict[str, Recipe] = {
     "g32 RTN": Recipe("quantize(group_size=32)", data=0),
     "g32 GPTQ, refined": Recipe("quantize(group_size=32)"),
     "g32 rotation + GPTQ, refined": Recipe("rotate,quantize(group_size=32)", limit=1.10),
+    "g32 rotation + GPTQ, refined + propagation": Recipe("rotate,quantize(group_size=32,propagate=errors)"),
     "g32 RTN, table in 8 bits": Recipe(f"quantize(group_size=32,{_TABLE})", data=0),
     "g32 rotation + GPTQ, refined, table in 8 bits": Recipe(f"rotate,quantize(group_size=32,{_TABLE})", limit=1.06),
     "3 bits g128 products RTN": Recipe(f"quantize({_W3})", data=0),
     "3 bits g128 products GPTQ, refined": Recipe(f"quantize({_W3})"),
     "3 bits g128 products rotation + GPTQ, refined": Recipe(f"rotate,quantize({_W3})"),
+    "3 bits g128 products rotation + GPTQ, refined + propagation": Recipe(f"rotate,quantize({_W3},propagate=errors)"),
     "g64 OmniQuant's clipping": Recipe("quantize(method=learned_clip)"),
     "g64 SignRound": Recipe("quantize(method=signround)"),
     "g64 rotation + SignRound": Recipe("rotate,quantize(method=signround)"),
@@ -68,6 +71,9 @@ RECIPES: dict[str, Recipe] = {
     "W8A8 by token, FPTQ's equalization + RTN": Recipe(f"equalize_log,{_DYNAMIC}"),
     "W8A8 by token, SmoothQuant + GPTQ": Recipe("smoothquant,quantize(scheme=w8a8)"),
     "W8A8 by token, rotation + SmoothQuant + GPTQ": Recipe("rotate,smoothquant,quantize(scheme=w8a8)", limit=1.01),
+    "W8A8 by token, rotation + SmoothQuant + GPTQ + propagation": Recipe(
+        "rotate,smoothquant,quantize(scheme=w8a8,propagate=errors)"
+    ),
     STATIC_PLAIN: Recipe(_STATIC),
     "W8A8 static, least square ranges, RTN": Recipe("quantize(scheme=w8a8_static,method=rtn,ranges=mse)"),
     "W8A8 static, SmoothQuant 0.5 + RTN": Recipe(f"smoothquant,{_STATIC}"),

@@ -17,6 +17,7 @@ from ..compiler.plots import plot_frontier
 from .bench_results import Check, fill
 from .recipe_rows import FLOAT, ROOT, Bench, Recipe
 
+_ERRORS = "propagate=errors"
 _24 = "pattern='2:4'"
 _RECOVERY = "distill(steps=150,rate=1e-4)"
 _FINAL = "rotate,quantize"
@@ -33,6 +34,10 @@ UNSTRUCTURED: dict[str, Recipe] = {
     "50 % SparseGPT + OWL": Recipe("prune(metric=sparsegpt,layer_ratios=owl)"),
     "50 % Wanda + least squares": Recipe("prune(metric=wanda,reconstruct=least_squares)"),
     "50 % SparseGPT + least squares": Recipe("prune(metric=sparsegpt,reconstruct=least_squares)"),
+    **{
+        f"50 % {name} + propagation": Recipe(f"prune(metric={name.lower()},{_ERRORS})")
+        for name in ("Wanda", "RIA", "SparseGPT")
+    },
     "50 % SparseGPT + distillation": Recipe(f"prune(metric=sparsegpt),{_RECOVERY}", data=64),
     "2:4 magnitude": Recipe(f"prune(metric=magnitude,{_24})", data=0),
     "2:4 Wanda": Recipe(f"prune(metric=wanda,{_24})"),
@@ -42,6 +47,7 @@ UNSTRUCTURED: dict[str, Recipe] = {
     "2:4 RIA + permutation": Recipe(f"prune(metric=ria,{_24},permute=true)"),
     "2:4 SparseGPT": Recipe(f"prune(metric=sparsegpt,{_24})"),
     "2:4 SparseGPT + permutation": Recipe(f"prune(metric=sparsegpt,{_24},permute=true)"),
+    "2:4 SparseGPT + propagation": Recipe(f"prune(metric=sparsegpt,{_24},{_ERRORS})"),
     "2:4 SparseGPT + distillation": Recipe(f"prune(metric=sparsegpt,{_24}),{_RECOVERY}", data=64),
 }
 
@@ -93,6 +99,9 @@ def checks(rows: Mapping[str, Any]) -> list[dict[str, Any]]:
     compare("50 %: RIA's loss against Wanda's, news", "50 % RIA", "50 % Wanda", 1.0, "news")
     compare("2:4: RIA's loss against Wanda's, news", "2:4 RIA", "2:4 Wanda", 1.0, "news")
     compare("50 %: loss with recovery against Wanda's", "50 % SparseGPT + distillation", "50 % Wanda", 0.6)
+    for metric in ("Wanda", "RIA", "SparseGPT"):
+        with_, without = f"50 % {metric} + propagation", f"50 % {metric}"
+        compare(f"50 %: {metric}'s loss with propagation against without", with_, without, 1.0)
     for metric in ("Wanda", "RIA", "SparseGPT"):
         with_, without = f"2:4 {metric} + permutation", f"2:4 {metric}"
         compare(f"2:4: {metric}'s loss with permutation against without", with_, without, 1.0)
