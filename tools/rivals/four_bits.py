@@ -194,4 +194,6 @@ def decoders() -> dict[str, Make]:
     ways["NNCF and OpenVINO, rtn"] = lambda folder: openvino("int4")
     ways["Burnish, rtn"] = burnish(source, "quantize(group_size=32)", None)
     ways["Burnish, gptq"] = burnish(source, "rotate,quantize(group_size=32)", lambda: _data(model))
+    propagated = "rotate,quantize(group_size=32,propagate=errors)"
+    ways["Burnish, gptq, errors propagated"] = burnish(source, propagated, lambda: _data(model))
     return ways
