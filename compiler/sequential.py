@@ -62,7 +62,7 @@ class Sequential:
         progress: called during long work.
 
     Raises:
-        UnsupportedError: (when asked) the reference backend has no rule for an operator.
+        UnsupportedError: the reference backend has no rule for an operator.
     """
 
     def __init__(
@@ -84,7 +84,8 @@ class Sequential:
         self._folder = Path(tempfile.mkdtemp(dir=folder))
         self._keep, self._check, self._tell = keep, check, tell
         self._channels = {value.name or "": channels for value, channels in values}
-        self._ranks, self._plan = _plan(self._graph, list(self._channels))
+        self._ranks, self._plan, needed = _plan(self._graph, list(self._channels))
+        self._model.check(needed)
         self._weights: dict[str, Array | Callable[[], Array] | Tensor] = {}
         self._results: dict[str, tuple[Array, Array, Array | None]] = {}
         self._done = 0
@@ -195,8 +196,8 @@ class _Round:
         self.observed, self.made, self.kept, self.later = list(observed), list(made), list(kept), later
 
 
-def _plan(graph: Graph, names: Sequence[str]) -> tuple[dict[str, int], list[_Round]]:
-    """The round of each observed value, and what each round does."""
+def _plan(graph: Graph, names: Sequence[str]) -> tuple[dict[str, int], list[_Round], list[onnx_ir.Node]]:
+    """The round of each observed value, what each round does, and the nodes of all of them."""
     nodes = list(graph.graph)
     chosen = set(names)
     levels: dict[onnx_ir.Value, int] = {}
@@ -232,7 +233,7 @@ def _plan(graph: Graph, names: Sequence[str]) -> tuple[dict[str, int], list[_Rou
         later = {value.name or "" for value, at in last.items() if at > number}
         observed = [name for name in names if ranks[name] == number]
         rounds.append(_Round(observed, made, [value.name or "" for value in flowing], later))
-    return ranks, rounds
+    return ranks, rounds, list(needed)
 
 
 def _maker(value: onnx_ir.Value) -> onnx_ir.Node:

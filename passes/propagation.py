@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir
 
-from ..ir.errors import OptionError, nearest
-from .base import Context, Sequential, without_data
+from ..ir.errors import OptionError, UnsupportedError, nearest
+from .base import Context, Outcome, Sequential, without_data
 from .statistics import Array
 
-MODES = ("off", "inputs", "errors")
+MODES = ("off", "inputs", "errors", "auto")
 """Statistics of the float model's inputs; of the inputs that weights compressed before make (as GPTQ, SparseGPT and
-Wanda measure them); of these, with weights that first make up for the errors of their inputs (GPTAQ, Li et al.
-2025)."""
+Wanda measure them); of these, with weights that first make up for the errors of their inputs (GPTAQ, Li et al. 2025);
+the last where there are calibration inputs and the reference backend runs the model."""
 DAMPING = 0.01
 """Added to the diagonal of the Hessian, relative to its mean, where weights make up for errors of their inputs."""
 
@@ -29,17 +29,39 @@ def check(mode: str, where: str) -> None:
         raise OptionError(f"propagate={mode!r} does not exist", where=where, fix=nearest(str(mode), MODES))
 
 
-def begin(values: Sequence[onnx_ir.Value], context: Context, mode: str) -> Sequential | None:
+def resolved(mode: str, context: Context) -> str:
+    """What a mode comes to: ``"auto"`` is off where there is no data."""
+    return "off" if mode == "auto" and context.sequential is None else mode
+
+
+def begin(
+    values: Sequence[onnx_ir.Value], context: Context, mode: str, outcome: Outcome | None = None
+) -> Sequential | None:
     """Inputs measured in order, if they are to be.
+
+    Args:
+        values: the inputs.
+        context: gives them.
+        mode: one of :data:`MODES`.
+        outcome: gets the remark that ``"auto"`` cannot be done.
 
     Raises:
         CalibrationError: there are no calibration inputs.
+        UnsupportedError: the reference backend does not run the model.
     """
+    mode = resolved(mode, context)
     if mode == "off":
         return None
     if context.sequential is None:
         raise without_data("propagate=")
-    return context.sequential(values, mode == "errors")
+    try:
+        return context.sequential(values, mode != "inputs")
+    except UnsupportedError as error:
+        if mode != "auto":
+            raise
+        if outcome is not None:
+            outcome.missed(error.where or "", f"errors before a product are not made up for: {error.what}")
+        return None
 
 
 def rank(walk: Sequential, values: Sequence[onnx_ir.Value]) -> int:

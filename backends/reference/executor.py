@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import onnx_ir
@@ -98,13 +98,13 @@ class Reference:
                     known.pop(value, None)
         return {name: look_up(value) for name, value in zip(wanted, targets, strict=True)}
 
-    def check(self) -> None:
-        """Raise for an operator without a rule anywhere in the graph.
+    def check(self, nodes: Iterable[onnx_ir.Node] | None = None) -> None:
+        """Raise for an operator without a rule, among some nodes or anywhere in the graph.
 
         Raises:
             UnsupportedError: there is one.
         """
-        for node in self._order:
+        for node in self._order if nodes is None else nodes:
             self._check(node)
 
     def node(self, node: onnx_ir.Node, given: Mapping[onnx_ir.Value, Tensor]) -> list[Tensor | None]:

@@ -13,7 +13,7 @@ from ...ir.errors import CalibrationError, ModelError
 from ...ir.graph import SPARSITY, Graph, tensor_of
 from ...ir.noise import OUTPUT_NOISE, WEIGHT_NOISE, decibels
 from .. import propagation
-from ..base import Context
+from ..base import Context, Outcome
 from ..statistics import Hessian
 from . import beside, columns, gptq, learned, ranges, refine, rtn
 from .rtn import Array, Codes
@@ -50,6 +50,7 @@ class Calibrated:
             ``"learned_clip"``.
         rounds: how often codes and scales are improved after GPTQ, see :func:`~.refine.refine`.
         propagate: one of :data:`~..propagation.MODES`; weights must then be rounded by :meth:`rank`.
+        outcome: gets remarks.
 
     Raises:
         CalibrationError: there are no calibration inputs, or they give no finite statistics.
@@ -63,12 +64,13 @@ class Calibrated:
         method: str = "gptq",
         rounds: int = refine.ROUNDS,
         propagate: str = "off",
+        outcome: Outcome | None = None,
     ) -> None:
         values = {value.name: value for weight in weights if self.obstacle(weight) is None for value in _inputs(weight)}
         # Asked even for nothing, where data were asked for by name and there are none.
         asked = bool(values) or not context.has_calibration
-        self._walk = propagation.begin(list(values.values()), context, propagate) if values else None
-        self._errors, self._weights = propagate == "errors", weights
+        self._walk = propagation.begin(list(values.values()), context, propagate, outcome) if values else None
+        self._errors, self._weights = propagate != "inputs", weights
         asked = asked and self._walk is None
         self._hessians = context.statistics(list(values.values()), Hessian()) if asked else {}
         self._method, self._rounds = method, rounds

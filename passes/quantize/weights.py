@@ -65,7 +65,8 @@ class Quantize(Pass):
         propagate: what is done about the errors of what comes before a product, by the methods that look at inputs:
             ``"off"``, statistics are those of the float model; ``"inputs"``, of the inputs that weights rounded before
             make, product after product (as in GPTQ); ``"errors"``, and weights first make up for the errors of their
-            inputs (GPTAQ, Li et al. 2025). Runs on the reference backend, and nothing is kept in the cache.
+            inputs (GPTAQ, Li et al. 2025); ``"auto"``, the last if there are calibration inputs and it can be done.
+            Runs on the reference backend, and nothing is kept in the cache.
         keep_columns: so many input channels of each product, those that rounding hurts most, stay in floating point in
             a thin product beside it (OWQ, Lee et al. 2024); calibration inputs are needed.
         keep_in: selectors of the products that keep columns; all if empty.
@@ -119,7 +120,7 @@ class Quantize(Pass):
                 f"method={self.method!r} is no way to round", where="Quantize", fix=nearest(str(self.method), METHODS)
             )
         propagation.check(self.propagate, "Quantize")
-        if self.propagate != "off" and self.method == "rtn":
+        if self.propagate not in ("off", "auto") and self.method == "rtn":
             raise OptionError(
                 "propagate looks at inputs, method='rtn' at none", where="Quantize", fix="leave one of them out"
             )
@@ -265,14 +266,16 @@ class Quantize(Pass):
         edit = Editor(graph, RULE)
         order = {node: i for i, node in enumerate(graph.graph)}
         # Statistics are taken of the graph as it is, before the first weight is replaced.
-        rounder = Calibrated(graph, fitted, context, method, self.rounds, self.propagate) if data else None
-        if self.propagate != "off":
+        rounder = None
+        if data:
+            rounder = Calibrated(graph, fitted, context, method, self.rounds, self.propagate, outcome)
+        if propagation.resolved(self.propagate, context) != "off" and self.method != "rtn":
             if rounder is None and not context.has_calibration:
                 raise without_data("Quantize(propagate=...)")
-            if rounder is None:
-                outcome.missed("", "no error is propagated: every weight is rounded to nearest")
-            else:
+            if rounder is not None:
                 chosen.sort(key=lambda pair: rounder.rank(pair[0]))
+            elif self.propagate != "auto":
+                outcome.missed("", "no error is propagated: every weight is rounded to nearest")
         by_token = [
             w for w, s in chosen if s.activations and s.activations.dynamic and not s.by_kernel and not w.tables
         ]

@@ -58,7 +58,8 @@ class Prune(Pass):
         propagate: what is done about the errors of what comes before a product: ``"off"``, statistics are those of the
             model before it is pruned; ``"inputs"``, of the inputs that weights pruned before make, product after
             product (as the authors of Wanda and SparseGPT do); ``"errors"``, and weights first make up for the errors
-            of their inputs (GPTAQ, Li et al. 2025). Runs on the reference backend, and nothing is kept in the cache.
+            of their inputs (GPTAQ, Li et al. 2025); ``"auto"``, the last if there are calibration inputs and it can be
+            done. Runs on the reference backend, and nothing is kept in the cache.
         permute: with N:M, input channels change places so that the pattern keeps more (RIA); what makes the channels is
             permuted with them, so that nothing is added to the graph.
         compare: weights of a row with each other (``"row"``), or of the whole matrix (``"matrix"``); ``"auto"`` is by
@@ -102,7 +103,7 @@ class Prune(Pass):
             if value not in choices:
                 raise OptionError(f"{name}={value!r} does not exist", where="Prune", fix=nearest(str(value), choices))
         propagation.check(self.propagate, "Prune")
-        if self.propagate != "off" and self.metric == "magnitude" and self.reconstruct in ("auto", "off"):
+        if self.propagate not in ("off", "auto") and self.metric == "magnitude" and self.reconstruct in ("auto", "off"):
             raise OptionError(
                 "propagate looks at inputs, metric='magnitude' at none", where="Prune", fix="leave one of them out"
             )
@@ -184,9 +185,10 @@ class _Run:
             fit = [item.weight for item in chosen if Inputs.obstacle(item.weight) is None]
             self.inputs = Inputs(fit, self.context, hessians=hessians, moments=moments, propagate=self._propagate(True))
         self._distribute(chosen)
-        if (mode := self._propagate(False)) != "off":
-            if not data:
-                raise without_data("Prune(propagate=...)")
+        mode = propagation.resolved(self._propagate(False), self.context)
+        if not data and mode not in ("off", "auto"):
+            raise without_data("Prune(propagate=...)")
+        if data and mode != "off":
             if self.options.layer_ratios != "uniform":
                 self.inputs = Inputs(fit, self.context, hessians=hessians, moments=moments, propagate=mode)
             inputs = self.inputs

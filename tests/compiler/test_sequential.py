@@ -12,10 +12,11 @@ import numpy as np
 import onnx_ir
 import pytest
 import torch
+from burnish.backends.reference.registry import RULES
 from burnish.compiler.inputs import Calibration
 from burnish.compiler.statistics import Statistics
 from burnish.frontends.torch_module import import_module
-from burnish.ir.errors import CalibrationError, OptionError
+from burnish.ir.errors import CalibrationError, OptionError, UnsupportedError
 from burnish.ir.graph import is_op
 from burnish.passes import Canonicalize, Prune, Quantize, Recover
 from burnish.passes.base import Context
@@ -239,3 +240,18 @@ def test_refusals() -> None:
     for pass_ in (Quantize(propagate="errors"), Prune(propagate="errors")):
         with pytest.raises(CalibrationError, match="calibration inputs are needed"):
             burnish.compile(Deep(1).eval(), (torch.ones(2, 64),), passes=[pass_], cache=False, progress=False)
+
+
+def test_a_model_that_the_reference_backend_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for by name that is an error; the preset says so and does without."""
+    monkeypatch.delitem(RULES, ("", "Gelu"))
+    data = [torch.randn(96, 64, generator=torch.Generator().manual_seed(0))]
+
+    def compiled(passes: str) -> Any:
+        return burnish.compile(Deep(2).eval(), (data[0],), passes=passes, calibration=data, cache=False, progress=False)
+
+    with pytest.raises(UnsupportedError, match="no rule for Gelu"):
+        compiled("quantize(propagate=errors)")
+    reasons = [remark.reason for _, remark in compiled("w4a16").report.remark_rows()]
+    assert any("errors before a product are not made up for: the reference backend has no rule" in r for r in reasons)
+    burnish.compile(Deep(1).eval(), (data[0],), passes="quantize(propagate=auto)", cache=False, progress=False)
