@@ -69,18 +69,22 @@ def rank(walk: Sequential, values: Sequence[onnx_ir.Value]) -> int:
     return max((walk.rank(value.name or "") for value in values), default=-1)
 
 
-def propagated(matrix: Array, hessian: Array, cross: Array) -> Array:
-    """Weights that make up for the errors of their inputs as far as a linear product can.
+def propagated(matrix: Array, correction: Array) -> Array:
+    """Weights [N, K] that make up for the errors of their inputs, by their :func:`correction`."""
+    return np.asarray(matrix + matrix @ correction, np.float32)
+
+
+def correction(hessian: Array, cross: Array) -> Array:
+    """What weights change by, relative to themselves, to make up for the errors of their inputs: float32 [K, K].
 
     The mean of ``|W f - V x|²`` is least for ``V = W E[f xᵀ] E[x xᵀ]⁻¹`` (whose difference from W GPTAQ, Li et al.
     2025, spreads over GPTQ's steps). It is found as a step away from W, so that damping draws it back to W.
 
     Args:
-        matrix: W, [N, K].
         hessian: mean of ``x xᵀ``, [K, K].
         cross: mean of ``x fᵀ``, f the inputs of the float model, [K, K].
     """
     damped = hessian.astype(np.float64)
     damped.flat[:: len(damped) + 1] += DAMPING * max(float(np.mean(hessian.diagonal())), 1e-30)
     step = np.linalg.solve(damped, (cross - hessian).astype(np.float64))
-    return np.asarray(matrix + matrix @ step.T.astype(np.float32), np.float32)
+    return np.ascontiguousarray(step.T, np.float32)

@@ -13,7 +13,7 @@ from ...ir.errors import CalibrationError, ModelError
 from ...ir.graph import SPARSITY, Graph, tensor_of
 from ...ir.noise import OUTPUT_NOISE, WEIGHT_NOISE, decibels
 from .. import propagation
-from ..base import Context, Outcome
+from ..base import Context, Outcome, Sequential
 from ..statistics import Hessian
 from . import beside, columns, gptq, learned, ranges, refine, rtn
 from .rtn import Array, Codes
@@ -75,6 +75,7 @@ class Calibrated:
         self._hessians = context.statistics(list(values.values()), Hessian()) if asked else {}
         self._method, self._rounds = method, rounds
         # Products of the same input follow each other.
+        self._corrected: tuple[tuple[str, ...], Array] | None = None
         self._last: tuple[tuple[str, ...], Array, gptq.Feedback] | None = None
 
     @staticmethod
@@ -132,7 +133,7 @@ class Calibrated:
         array = tensor.numpy()
         matrix = rtn.as_float32(array.T if weight.layout == "kn" else array)
         if self._walk is not None and self._errors:
-            matrix = propagation.propagated(matrix, hessian, self._sum(weight, self._walk.cross))
+            matrix = propagation.propagated(matrix, self._correction(weight, hessian, self._walk))
         k, precision = matrix.shape[1], tensor.dtype.numpy()
         which: Array | None = None
         try:
@@ -203,6 +204,12 @@ class Calibrated:
             feedback = self._decompose(weight, hessian)
             self._last = (names, hessian, feedback)
         return self._last[1], self._last[2]
+
+    def _correction(self, weight: Weight, hessian: Array, walk: Sequential) -> Array:
+        names = tuple(value.name or "" for value in _inputs(weight))
+        if self._corrected is None or self._corrected[0] != names:
+            self._corrected = (names, propagation.correction(hessian, self._sum(weight, walk.cross)))
+        return self._corrected[1]
 
     @staticmethod
     def _sum(weight: Weight, get: Callable[[str], Array]) -> Array:

@@ -42,6 +42,7 @@ class Inputs:
         self._hessians = context.statistics(values, Hessian()) if hessians and still else {}
         self._moments = context.statistics(values, Moments()) if (moments or not hessians) and still else {}
         # Products of the same input follow each other.
+        self._corrected: tuple[tuple[str, ...], Array] | None = None
         self._last: tuple[tuple[str, ...], str, Array, gptq.Feedback] | None = None
 
     @staticmethod
@@ -64,8 +65,11 @@ class Inputs:
         """What a weight [n, k] is to become before it is pruned: itself, or what makes up for errors of its inputs."""
         if self._walk is None or not self._errors:
             return matrix
-        crosses = np.sum([self._walk.cross(name) for name in _names(weight)], axis=0)
-        return propagation.propagated(matrix, self._hessian(weight), crosses)
+        names = _names(weight)
+        if self._corrected is None or self._corrected[0] != names:
+            crosses = np.sum([self._walk.cross(name) for name in names], axis=0)
+            self._corrected = (names, propagation.correction(self._hessian(weight), crosses))
+        return propagation.propagated(matrix, self._corrected[1])
 
     def replace(self, weight: Weight, array: Array) -> None:
         """Take note of what became of a weight, in its own layout."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from burnish.passes.propagation import propagated
+from burnish.passes.propagation import correction, propagated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ def test_nearer_to_the_float_outputs(seed: int, noise: float) -> None:
     f = generator.standard_normal((400, 12)) @ generator.standard_normal((12, 12))
     x = f + noise * generator.standard_normal(f.shape)
     matrix = generator.standard_normal((5, 12)).astype(np.float32)
-    found = propagated(matrix, (x.T @ x / 400).astype(np.float32), (x.T @ f / 400).astype(np.float32))
+    found = propagated(matrix, correction((x.T @ x / 400).astype(np.float32), (x.T @ f / 400).astype(np.float32)))
     want = f @ matrix.T
     best = np.linalg.lstsq(x, want, rcond=None)[0]
     errors = [np.square(x @ w - want).sum() for w in (best, found.T, matrix.T)]
@@ -28,5 +28,6 @@ def test_nothing_to_make_up_for() -> None:
     """Also where the Hessian is singular."""
     matrix = np.ones((2, 4), np.float32)
     hessian = np.diag([1.0, 2.0, 0.0, 0.0]).astype(np.float32)
-    assert np.array_equal(propagated(matrix, hessian, hessian), matrix)
-    assert np.array_equal(propagated(matrix, np.zeros((4, 4), np.float32), np.zeros((4, 4), np.float32)), matrix)
+    assert np.array_equal(propagated(matrix, correction(hessian, hessian)), matrix)
+    nothing = np.zeros((4, 4), np.float32)
+    assert np.array_equal(propagated(matrix, correction(nothing, nothing)), matrix)
