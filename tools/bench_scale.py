@@ -177,7 +177,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found["calibrated"] = {"rows": rows, "machine": describe_machine()}
             status = write_results(path, found)
         return status
-    return write_results(options.out / "scale.json", bench_scale(options.work, options.large))
+    path = options.out / "scale.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept = {name: before[name] for name in ("calibrated",) if name in before}
+    return write_results(path, bench_scale(options.work, options.large) | kept)
 
 
 if __name__ == "__main__":
