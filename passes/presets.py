@@ -21,8 +21,8 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "default": Preset("canonicalize,recover", "Lossless: folds constants, finds fused operators."),
     "w4a16": Preset(
-        "canonicalize,recover,rotate(only_calibrated=true),quantize(scheme=w4a16,propagate=auto),merge_products",
-        "Weights in 4 bits, groups of 64, activations in floating point; with data rotated, rounded in order by GPTQ.",
+        "canonicalize,recover,rotate(only_calibrated=true),quantize(scheme=w4a16),merge_products",
+        "Weights in 4 bits, groups of 64, activations in floating point; with data rotated and rounded by GPTQ.",
     ),
     "w8a16": Preset(
         "canonicalize,recover,quantize(scheme=w8a16),merge_products",

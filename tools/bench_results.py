@@ -171,6 +171,20 @@ def scale_table(results: Mapping[str, Any]) -> str:
     return _table(["shape of", "layers", "weights, bfloat16", "compiled, 4 bits", "time", "peak memory"], rows)
 
 
+def row_seconds(row: Mapping[str, Any]) -> str:
+    """What compiling a row took: by the clock, or †, of the processor, where that is known.
+
+    Beside other work the time of a clock says little.
+    """
+    return f"{row['cpu_seconds']:.0f}†" if "cpu_seconds" in row else f"{row['seconds']:.0f}"
+
+
+def note_on_seconds(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the † of :func:`row_seconds` means; empty if there is none."""
+    marked = {row["cpu"] for row in rows.values() if "cpu" in row}
+    return f"\n\n† seconds of all cores together, on {', '.join(sorted(marked))}." if marked else ""
+
+
 def method_table(results: Mapping[str, Any]) -> str:
     """Markdown table of ``methods.json``: a row a recipe, the first being what ratios refer to."""
     rows = results["rows"]
@@ -183,7 +197,7 @@ def method_table(results: Mapping[str, Any]) -> str:
             f"{100 * row['agreement']:.1f} %",
             f"{row['news'] / news:.3f}×",
             f"{row['bits_per_weight']:.2f}",
-            f"{row['seconds']:.0f} s",
+            row_seconds(row),
             f"{row['peak_anonymous_bytes'] / 1e9:.1f} GB",
         ]
         for name, row in rows.items()
@@ -195,10 +209,10 @@ def method_table(results: Mapping[str, Any]) -> str:
         "same top token",
         "news",
         "bits per weight",
-        "time",
+        "time, s",
         "peak memory",
     ]
-    return _table(head, cells)
+    return _table(head, cells) + note_on_seconds(rows)
 
 
 def eight_bits_table(results: Mapping[str, Any]) -> str:

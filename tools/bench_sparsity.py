@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compiler.plots import plot_frontier
-from .bench_results import Check, fill
+from .bench_results import Check, fill, note_on_seconds, row_seconds
 from .recipe_rows import FLOAT, ROOT, Bench, Recipe
 
 _ERRORS = "propagate=errors"
@@ -130,16 +130,11 @@ def table(rows: Mapping[str, Any]) -> str:
     for name, row in rows.items():
         ratio = row["perplexity"] / rows[FLOAT]["perplexity"]
         peak = row["peak_anonymous_bytes"] / 1e9
-        # Beside other work the time of a clock says little: there it is that of the processor.
-        time = f"{row['cpu_seconds']:.0f}†" if "cpu_seconds" in row else f"{row['seconds']:.0f}"
         lines.append(
             f"| {name} | {row['perplexity']:.2f} | {ratio:.3f}× | {loss(rows, name):.3f} | {row['news']:.1f} | "
-            f"{row['megabytes']:.0f} | {time} | {peak:.1f} |"
+            f"{row['megabytes']:.0f} | {row_seconds(row)} | {peak:.1f} |"
         )
-    marked = {row["cpu"] for row in rows.values() if "cpu" in row}
-    if marked:
-        lines += ["", f"† seconds of all cores together, on {', '.join(sorted(marked))}."]
-    return "\n".join(lines)
+    return "\n".join(lines) + note_on_seconds(rows)
 
 
 def publish(rows: Mapping[str, Any], path: Path) -> None:

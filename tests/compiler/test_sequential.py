@@ -243,7 +243,7 @@ def test_refusals() -> None:
 
 
 def test_a_model_that_the_reference_backend_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked for by name that is an error; the preset says so and does without."""
+    """Asked for by name that is an error; ``auto`` says so and does without."""
     monkeypatch.delitem(RULES, ("", "Gelu"))
     data = [torch.randn(96, 64, generator=torch.Generator().manual_seed(0))]
 
@@ -252,6 +252,6 @@ def test_a_model_that_the_reference_backend_does_not_run(monkeypatch: pytest.Mon
 
     with pytest.raises(UnsupportedError, match="no rule for Gelu"):
         compiled("quantize(propagate=errors)")
-    reasons = [remark.reason for _, remark in compiled("w4a16").report.remark_rows()]
+    reasons = [remark.reason for _, remark in compiled("quantize(propagate=auto)").report.remark_rows()]
     assert any("errors before a product are not made up for: the reference backend has no rule" in r for r in reasons)
     burnish.compile(Deep(1).eval(), (data[0],), passes="quantize(propagate=auto)", cache=False, progress=False)
