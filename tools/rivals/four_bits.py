@@ -159,6 +159,7 @@ def burnish(source: Path, passes: str, data: Callable[[], list[Feeds]] | None) -
 
 LEARN = "quantize({options}),learn_codes(steps={steps},batch=1,outputs=last_hidden_state)"
 _GROUPS, _ERRORS = f"group_size={GROUP}", "propagate=errors"
+_TABLE = "overrides={'embeddings':'w8a16'}"
 
 
 def encoders() -> dict[str, Make]:
@@ -180,6 +181,7 @@ def encoders() -> dict[str, Make]:
         ("learned in 256 steps", _GROUPS, 256, 256),
         ("learned in 1024 steps", _GROUPS, 1024, 512),
         ("errors propagated, learned in 512 steps", f"{_GROUPS},{_ERRORS}", 512, 256),
+        ("errors propagated, learned in 400 steps, embedding in 8 bits", f"{_GROUPS},{_ERRORS},{_TABLE}", 400, 256),
     ):
         recipe = LEARN.format(options=options, steps=steps)
         ways[f"Burnish, {name}"] = burnish(folder, recipe, partial(_sentences, inputs))
