@@ -99,6 +99,7 @@ def checks(rows: Mapping[str, Any]) -> list[dict[str, Any]]:
     compare("50 %: RIA's loss against Wanda's, news", "50 % RIA", "50 % Wanda", 1.0, "news")
     compare("2:4: RIA's loss against Wanda's, news", "2:4 RIA", "2:4 Wanda", 1.0, "news")
     compare("50 %: loss with recovery against Wanda's", "50 % SparseGPT + distillation", "50 % Wanda", 0.6)
+    compare("50 %: loss with least squares against Wanda's", "50 % Wanda + least squares", "50 % Wanda", 0.6)
     for metric in ("Wanda", "RIA", "SparseGPT"):
         with_, without = f"50 % {metric} + propagation", f"50 % {metric}"
         compare(f"50 %: {metric}'s loss with propagation against without", with_, without, 1.0)
