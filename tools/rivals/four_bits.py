@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ...backends.onnxruntime.session import Session
 from ...compiler.api import export
+from ...compiler.inputs import fill_tokens
 from ..baseline import baseline_path, minilm_path
 from ..bench_eight_bits import Encoder
 from ..fetch import model_path
@@ -47,7 +49,8 @@ def _data(model: Path) -> list[Feeds]:
     if model == minilm_path():
         return list(Encoder().encyclopedia(64))
     ids = windows(load_tokenizer(model_path("smollm2")), calibration_text(), 32)
-    return [{"input_ids": row[None]} for row in ids]
+    specs = Session(model).inputs
+    return [fill_tokens(specs, {"input_ids": row[None]}) for row in ids]
 
 
 def _sentences(count: int) -> list[Feeds]:
