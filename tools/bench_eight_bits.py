@@ -38,7 +38,7 @@ from .text import (
 
 Array = np.ndarray[Any, Any]
 FLOAT = "float32"
-LEARNED = "w4a16, groups of 32, learned"
+LEARNED = "w4a16, groups of 32, learned, embedding in 8 bits"
 RUNTIME = "ONNX Runtime's quantize_static"
 _IMAGE = {"yolov8n": 320, "ppocr_det": 640}
 
@@ -118,7 +118,8 @@ def encoders(work: Path, rounds: int, checks: list[Check]) -> dict[str, Any]:
         "w8a8 static": "w8a8_static",
         "auto, error 0.05": "quantize(scheme=auto,budget=0.05,generated=0)",
         "w4a16, groups of 32": "quantize(group_size=32),merge_products",
-        LEARNED: "quantize(group_size=32),learn_codes(steps=256,batch=1,outputs=last_hidden_state),merge_products",
+        LEARNED: "quantize(group_size=32,propagate=errors,overrides={'embeddings':'w8a16'}),"
+        "learn_codes(steps=400,batch=1,outputs=last_hidden_state),merge_products",
     }
     sides = [Side(FLOAT, str(minilm_path()))]
     accuracy: dict[str, float] = {}
