@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -303,3 +303,11 @@ def combine(how: How, total: Array | None, batch: Array) -> Array:
         return batch.copy()
     function = np.maximum if how == "max" else np.minimum
     return np.asarray(function(total, batch))
+
+
+def total(get: Callable[[str], Array], names: Sequence[str]) -> Array:
+    """The sum of a statistic over several values, at least one."""
+    found = np.array(get(names[0]))
+    for name in names[1:]:
+        found += get(name)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from ...ir.graph import SPARSITY, Graph, tensor_of
 from ...ir.noise import OUTPUT_NOISE, WEIGHT_NOISE, decibels
 from .. import propagation
 from ..base import Context, Outcome, Sequential
-from ..statistics import Hessian
+from ..statistics import Hessian, total
 from . import beside, columns, gptq, learned, ranges, refine, rtn
 from .rtn import Array, Codes
 from .scheme import Scheme
@@ -200,7 +200,7 @@ class Calibrated:
     def _feedback(self, weight: Weight) -> tuple[Array, gptq.Feedback]:
         names = tuple(value.name or "" for value in _inputs(weight))
         if self._last is None or self._last[0] != names:
-            hessian = self._sum(weight, self._hessians.__getitem__ if self._walk is None else self._walk.hessian)
+            hessian = total(self._hessians.__getitem__ if self._walk is None else self._walk.hessian, names)
             feedback = self._decompose(weight, hessian)
             self._last = (names, hessian, feedback)
         return self._last[1], self._last[2]
@@ -208,17 +208,8 @@ class Calibrated:
     def _correction(self, weight: Weight, hessian: Array, walk: Sequential) -> Array:
         names = tuple(value.name or "" for value in _inputs(weight))
         if self._corrected is None or self._corrected[0] != names:
-            self._corrected = (names, propagation.correction(hessian, self._sum(weight, walk.cross)))
+            self._corrected = (names, propagation.correction(hessian, total(walk.cross, names)))
         return self._corrected[1]
-
-    @staticmethod
-    def _sum(weight: Weight, get: Callable[[str], Array]) -> Array:
-        """Of a statistic of all inputs of a weight."""
-        first, *others = (value.name or "" for value in _inputs(weight))
-        total = np.array(get(first))
-        for name in others:
-            total += get(name)
-        return total
 
     @staticmethod
     def _decompose(weight: Weight, hessian: Array) -> gptq.Feedback:

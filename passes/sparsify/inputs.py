@@ -11,10 +11,10 @@ import onnx_ir
 from ...ir.errors import CalibrationError
 from ...ir.graph import tensor_of
 from .. import propagation
-from ..base import Context
+from ..base import Context, Outcome
 from ..quantize import gptq
 from ..quantize.targets import Weight
-from ..statistics import Hessian, Moments
+from ..statistics import Hessian, Moments, total
 
 Array = np.ndarray[Any, Any]
 
@@ -28,16 +28,24 @@ class Inputs:
         hessians: whether Hessians are wanted, or only moments of each channel.
         moments: whether the mean of each channel is.
         propagate: one of :data:`~..propagation.MODES`; weights must then be pruned by :meth:`rank`.
+        outcome: gets remarks.
 
     Raises:
         CalibrationError: there are no calibration inputs, or they give no finite statistics.
     """
 
     def __init__(
-        self, weights: Sequence[Weight], context: Context, *, hessians: bool, moments: bool, propagate: str = "off"
+        self,
+        weights: Sequence[Weight],
+        context: Context,
+        *,
+        hessians: bool,
+        moments: bool,
+        propagate: str = "off",
+        outcome: Outcome | None = None,
     ) -> None:
         values = list(dict.fromkeys(v for w in weights if self.obstacle(w) is None for v in _values(w)))
-        self._walk = propagation.begin(values, context, propagate) if values else None
+        self._walk = propagation.begin(values, context, propagate, outcome) if values else None
         self._errors, still = propagate != "inputs", self._walk is None
         self._hessians = context.statistics(values, Hessian()) if hessians and still else {}
         self._moments = context.statistics(values, Moments()) if (moments or not hessians) and still else {}
@@ -67,8 +75,8 @@ class Inputs:
             return matrix
         names = _names(weight)
         if self._corrected is None or self._corrected[0] != names:
-            crosses = np.sum([self._walk.cross(name) for name in names], axis=0)
-            self._corrected = (names, propagation.correction(self._hessian(weight), crosses))
+            hessian, cross = total(self._walk.hessian, names), total(self._walk.cross, names)
+            self._corrected = (names, propagation.correction(hessian, cross))
         return propagation.propagated(matrix, self._corrected[1])
 
     def replace(self, weight: Weight, array: Array) -> None:
@@ -95,22 +103,13 @@ class Inputs:
         """Mean of ``xᵀx`` and what rounding or pruning in an order of columns makes of it."""
         names = _names(weight)
         if self._last is None or self._last[:2] != (names, order):
-            hessian = self._hessian(weight)
+            hessian = total(self._hessians.__getitem__ if self._walk is None else self._walk.hessian, names)
             try:
                 self._last = (names, order, hessian, gptq.decompose(hessian, order=order))
             except FloatingPointError as error:
                 fix = "look for unusual numbers in the calibration inputs"
                 raise CalibrationError(str(error), where=f"input {names[0]!r}", fix=fix) from error
         return self._last[2], self._last[3]
-
-    def _hessian(self, weight: Weight) -> Array:
-        """Sum over the inputs of a weight."""
-        get = self._hessians.__getitem__ if self._walk is None else self._walk.hessian
-        first, *others = _names(weight)
-        total = np.array(get(first))
-        for name in others:
-            total += get(name)
-        return total
 
 
 def _values(weight: Weight) -> list[onnx_ir.Value]:

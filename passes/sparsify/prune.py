@@ -178,21 +178,22 @@ class _Run:
         hessians = self.metric == "sparsegpt" or self.reconstruct != "off"
         moments = self.options.refine_mask
         data = hessians or moments or self.metric != "magnitude"
+        mode = propagation.resolved(self.options.propagate, self.context)
         if self.options.permute:
             reorder(self.graph, self.edit, self._ranked(chosen), self.pattern, self.outcome)
         if data:
             # Statistics are taken of the graph as it is, before the first weight is replaced.
             fit = [item.weight for item in chosen if Inputs.obstacle(item.weight) is None]
-            self.inputs = Inputs(fit, self.context, hessians=hessians, moments=moments, propagate=self._propagate(True))
+            # Shares of layers are found out of all inputs at once: these cannot be measured in order.
+            if mode == "off" or self.options.layer_ratios != "uniform":
+                self.inputs = Inputs(fit, self.context, hessians=hessians, moments=moments)
         self._distribute(chosen)
-        mode = propagation.resolved(self._propagate(False), self.context)
         if not data and mode not in ("off", "auto"):
             raise without_data("Prune(propagate=...)")
         if data and mode != "off":
-            if self.options.layer_ratios != "uniform":
-                self.inputs = Inputs(fit, self.context, hessians=hessians, moments=moments, propagate=mode)
-            inputs = self.inputs
-            assert inputs is not None
+            inputs = self.inputs = Inputs(
+                fit, self.context, hessians=hessians, moments=moments, propagate=mode, outcome=self.outcome
+            )
             chosen.sort(key=lambda item: inputs.rank(item.weight))
         for done, item in enumerate(chosen):
             self.context.progress(done, len(chosen), f"{self.metric} {item.weight.value.name}")
@@ -206,10 +207,6 @@ class _Run:
             self._convolution(node, sparsity, data)
         self._report()
         return self.outcome
-
-    def _propagate(self, first: bool) -> str:
-        """The option, for the inputs at first, too: shares of layers are found out of all inputs at once."""
-        return "off" if first and self.options.layer_ratios != "uniform" else self.options.propagate
 
     def _choose(self) -> tuple[list[_Chosen], list[tuple[onnx_ir.Node, float]]]:
         """What is selected and can be pruned; remarks for the rest."""
