@@ -21,6 +21,8 @@ SOURCE = "burnish.source"
 """Provenance: the source node (an FX node's name and target, or a name in the imported file)."""
 SPARSITY = "burnish.sparsity"
 """The pattern of zeros of a product's weights and their share, such as ``2:4 0.5000``."""
+FLOAT_INPUTS = "burnish.float_inputs"
+"""On a ``DequantizeLinear`` of weights: products by it take their inputs as they are, whatever a faster kernel does."""
 RULE = "burnish.rule"
 """Provenance: the rewrites that made the node, oldest first, separated by ``;``."""
 

@@ -50,6 +50,9 @@ RECIPES: dict[str, Recipe] = {
     "g32 GPTQ, refined": Recipe("quantize(group_size=32)"),
     "g32 rotation + GPTQ, refined": Recipe("rotate,quantize(group_size=32)", limit=1.10),
     "g32 rotation + GPTQ, refined + propagation": Recipe("rotate,quantize(group_size=32,propagate=errors)"),
+    "g32 RTN with offsets, table in 8 bits": Recipe(
+        f"quantize(group_size=32,offsets=true,method=rtn,{_TABLE})", data=0
+    ),
     "g32 RTN, table in 8 bits": Recipe(f"quantize(group_size=32,{_TABLE})", data=0),
     "g32 rotation + GPTQ, refined, table in 8 bits": Recipe(f"rotate,quantize(group_size=32,{_TABLE})", limit=1.06),
     "3 bits g128 products RTN": Recipe(f"quantize({_W3})", data=0),

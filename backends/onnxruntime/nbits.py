@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
+from ...ir.graph import FLOAT_INPUTS, Graph, attribute, is_op, module_path, rank, tensor_of
 from ...ir.graph import RULE as RULE_KEY
-from ...ir.graph import Graph, attribute, is_op, module_path, rank, tensor_of
 from ...ir.remarks import Remark
 from ...ir.rewrite import Editor
 from ...ir.weights import View, lazy
@@ -21,6 +21,8 @@ RULE = "dequantize and multiply => MatMulNBits"
 CONTRIB = "com.microsoft"
 _LEVEL = 4
 """MatMulNBits ``accuracy_level``: activations to int8 per block. Level 0 is 2 to 190 times slower (8 bits: 190)."""
+_FLOAT_LEVEL = 1
+"""Activations in float32."""
 
 _BITS = {
     onnx_ir.DataType.UINT4: 4,
@@ -301,8 +303,9 @@ def _multiply(edit: Editor, user: onnx_ir.Node, stored: _Stored) -> str | None:
     inputs = [x, stored.codes, stored.scales, stored.zeros, None, fused]
     while inputs[-1] is None:
         inputs.pop()
+    level = _FLOAT_LEVEL if FLOAT_INPUTS in weight.node.metadata_props else _LEVEL
     attributes = {
-        "K": weight.k, "N": weight.n, "bits": weight.bits, "block_size": weight.block, "accuracy_level": _LEVEL,
+        "K": weight.k, "N": weight.n, "bits": weight.bits, "block_size": weight.block, "accuracy_level": level,
     }  # fmt: skip
     result = (tail or user).outputs[0]
     y = edit.op(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir
 
-from ...ir.graph import attribute, is_op
+from ...ir.graph import attribute, is_op, rank
 from ...ir.rewrite import Editor
 from .rtn import Array
 
@@ -62,6 +63,38 @@ def stored(weights: Array, dtype: onnx_ir.DataType) -> Array:
     """Kept weights as they are stored: float16 where the product has float32 and none is too large for it."""
     small = dtype == onnx_ir.DataType.FLOAT and np.abs(weights).max(initial=0) < np.finfo(np.float16).max
     return weights.astype(np.float16 if small else dtype.numpy())
+
+
+def offsets(
+    edit: Editor,
+    weights: Sequence[tuple[Sequence[onnx_ir.Node], onnx_ir.TensorProtocol]],
+    order: Mapping[onnx_ir.Node, int],
+) -> None:
+    """Multiply the sums of the inputs of each group by its offsets; products of one input share the sums.
+
+    Args:
+        edit: of the main graph.
+        weights: products by each weight, and its offsets ``[groups, n]``.
+        order: position of each node in the graph.
+    """
+    factors = [(edit.initializer(tensor, f"{nodes[0].name or 'product'}.offsets"), nodes) for nodes, tensor in weights]
+    sums: dict[tuple[onnx_ir.Value, int], onnx_ir.Value] = {}
+    products = sorted(((node, factor) for factor, nodes in factors for node in nodes), key=lambda pair: order[pair[0]])
+    for node, factor in products:
+        x, groups = node.inputs[0], factor.shape.numpy()[0] if factor.shape is not None else 0
+        assert x is not None
+        if (x, groups) not in sums:
+            edit.at(node, [node])
+            kept = [0] * ((rank(x) or 1) - 1)
+            parts = edit.op("Reshape", [x, edit.ints([*kept, groups, -1], "groups")])
+            sums[x, groups] = edit.op(
+                "ReduceSum", [parts, edit.ints([-1], "last_axis")], {"keepdims": 0}, hint=f"{x.name or 'input'}.sums"
+            )
+        add(edit, node, partial(_times, edit, sums[x, groups], factor))
+
+
+def _times(edit: Editor, sums: onnx_ir.Value, factor: onnx_ir.Value, _: onnx_ir.Value) -> onnx_ir.Value:
+    return edit.op("MatMul", [sums, factor])
 
 
 def low_rank(edit: Editor, node: onnx_ir.Node, first: Array, second: Array) -> None:

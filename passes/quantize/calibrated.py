@@ -15,7 +15,7 @@ from ...ir.noise import OUTPUT_NOISE, WEIGHT_NOISE, decibels
 from .. import propagation
 from ..base import Context, Outcome, Sequential
 from ..statistics import Hessian, total
-from . import beside, columns, gptq, learned, ranges, refine, rtn
+from . import beside, columns, gptq, learned, offsets, ranges, refine, rtn
 from .rtn import Array, Codes
 from .scheme import Scheme
 from .targets import Weight
@@ -31,12 +31,14 @@ class Rounded:
         figures: for the report.
         columns: input channels that stay in floating point beside the codes, int64, or None.
         kept: their weights ``[n, count]``, to be added to what the codes stand for, or None.
+        held: offsets of the groups, as :func:`~.offsets.stored` makes them, or None.
     """
 
     codes: Codes
     figures: dict[str, Any]
     columns: Array | None
     kept: Array | None
+    held: onnx_ir.TensorProtocol | None = None
 
 
 class Calibrated:
@@ -105,9 +107,12 @@ class Calibrated:
         k, turned = weight.channels[1], weight.layout == "kn"
 
         def restored() -> Array:
-            array = tensor.numpy()
+            held = offsets.deferred(weight, scheme) if scheme.offsets else None
+            array = tensor.numpy() if held is None else offsets.left(weight, held).numpy()
             codes = rtn.quantize(array, scheme, transposed=turned, precision=tensor.dtype.numpy())
             found = rtn.dequantize(codes, scheme, k)
+            if held is not None:
+                found += offsets.spread(rtn.as_float32(held.numpy().T), k)
             return (found.T if turned else found).reshape(array.shape)
 
         self._walk.replace(weight.value, restored)
@@ -135,12 +140,17 @@ class Calibrated:
         if self._walk is not None and self._errors:
             matrix = propagation.propagated(matrix, self._correction(weight, hessian, self._walk))
         k, precision = matrix.shape[1], tensor.dtype.numpy()
+        power, square = gptq.output_error(matrix, hessian), _square(matrix)
+        held: onnx_ir.TensorProtocol | None = None
+        if scheme.offsets:
+            held = offsets.stored(offsets.find(matrix, scheme), tensor.dtype)
+            matrix = offsets.without(matrix, rtn.as_float32(held.numpy().T))
         which: Array | None = None
         try:
             nearest = rtn.quantize(matrix, scheme, precision=precision)
             difference = rtn.dequantize(nearest, scheme, k)
             difference -= matrix
-            power, plain = gptq.output_error(matrix, hessian), gptq.output_error(difference, hessian)
+            plain = gptq.output_error(difference, hessian)
             rounded, effective = matrix, hessian
             if not isinstance(keep, int) or keep:
                 which = columns.most_sensitive(difference, hessian, min(keep, k)) if isinstance(keep, int) else keep
@@ -161,18 +171,20 @@ class Calibrated:
             left[:, which] -= kept.astype(np.float32)
         if self._walk is not None:
             restored = matrix - left
+            if held is not None:
+                restored += offsets.spread(rtn.as_float32(held.numpy().T), k)
             self._walk.replace(weight.value, (restored.T if weight.layout == "kn" else restored).reshape(array.shape))
         figures: dict[str, Any] = {"method": self._method}
         lost = gptq.output_error(left, hessian)
         for name, part in (("output_error", lost), ("output_error_rtn", plain)):
             figures[name] = float(f"{part / power:.3g}") if power > 0 else 0.0
-        figures[WEIGHT_NOISE] = decibels(_square(matrix), _square(left))
+        figures[WEIGHT_NOISE] = decibels(square, _square(left))
         figures[OUTPUT_NOISE] = decibels(power, lost)
         if feedback.damping != gptq.DAMPING:
             figures["damping"] = feedback.damping
         if packs(weight, scheme):
             codes = Codes(rtn.pack(codes.codes), codes.scales, codes.zero_points)
-        return Rounded(codes, figures, which, kept)
+        return Rounded(codes, figures, which, kept, held)
 
     def _round(
         self,

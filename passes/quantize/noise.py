@@ -12,7 +12,9 @@ _ROWS = 256
 """Output channels of a matrix that are looked at: as many as say enough about all."""
 
 
-def weight_noise(weights: Array, codes: Codes, scheme: Scheme, *, transposed: bool, packed: bool) -> float:
+def weight_noise(
+    weights: Array, codes: Codes, scheme: Scheme, *, transposed: bool, packed: bool, signal: Array | None = None
+) -> float:
     """Signal to noise of a rounded matrix in dB, by at most 256 evenly spaced output channels.
 
     Args:
@@ -21,13 +23,17 @@ def weight_noise(weights: Array, codes: Codes, scheme: Scheme, *, transposed: bo
         scheme: bits, group size, symmetry.
         transposed: channels are columns.
         packed: codes are packed two a byte.
+        signal: what counts as the signal, of the shape of ``weights``, where these are not the whole of it.
     """
     n, k = weights.shape[::-1] if transposed else weights.shape
     rows = np.linspace(0, n - 1, min(n, _ROWS)).astype(int)
-    part = as_float32(weights[:, rows].T if transposed else weights[rows])
+    part, power = (
+        as_float32(whole[:, rows].T if transposed else whole[rows])
+        for whole in (weights, weights if signal is None else signal)
+    )
     chosen = codes.codes[rows]
     if packed and scheme.stored_bits == 4:
         chosen = np.stack([chosen & 15, chosen >> 4], axis=2).reshape(len(rows), -1)[:, :k]
     zeros = None if codes.zero_points is None else codes.zero_points[rows]
     error = dequantize(Codes(chosen, codes.scales[rows], zeros), scheme, k) - part
-    return decibels(float((part.astype(np.float64) ** 2).sum()), float((error.astype(np.float64) ** 2).sum()))
+    return decibels(float((power.astype(np.float64) ** 2).sum()), float((error.astype(np.float64) ** 2).sum()))

@@ -8,10 +8,10 @@ from typing import Any
 import onnx_ir
 
 from ...ir.errors import ModelError
-from ...ir.graph import module_path, tensor_of
+from ...ir.graph import FLOAT_INPUTS, module_path, tensor_of
 from ...ir.noise import WEIGHT_NOISE
 from ...ir.rewrite import Editor
-from . import beside, formats, noise, rtn
+from . import beside, formats, noise, offsets, rtn
 from .calibrated import Rounded
 from .scheme import PER_CHANNEL, Scheme
 from .targets import Weight
@@ -45,20 +45,28 @@ def take_place(edit: Editor, weight: Weight, restored: onnx_ir.Value) -> None:
         edit.sweep([constant])
 
 
-def nearest(weight: Weight, scheme: Scheme, late: dict[str, Any]) -> Tensors:
-    """Codes, scales and zero points by rounding to nearest, when they are read; ``late`` then gets their noise."""
+def nearest(
+    weight: Weight, scheme: Scheme, late: dict[str, Any], held: onnx_ir.TensorProtocol | None = None
+) -> Tensors:
+    """Codes, scales and zero points by rounding to nearest, when they are read; ``late`` then gets their noise.
+
+    ``held`` are the offsets of its groups, if it has any.
+    """
     tensor = tensor_of(weight.value)
     assert tensor is not None
+    source = tensor if held is None else offsets.left(weight, held)
     turned, packed = weight.layout == "kn", packs(weight, scheme)
 
     def compute() -> rtn.Codes:
-        array = tensor.numpy()
+        array = source.numpy()
         try:
             codes = rtn.quantize(array, scheme, transposed=turned, packed=packed, precision=tensor.dtype.numpy())
         except FloatingPointError as error:
             where = f"weight {weight.value.name!r}"
             raise ModelError(f"{error}", where=where, fix="exclude it, or repair the model") from error
-        late[WEIGHT_NOISE] = noise.weight_noise(array, codes, scheme, transposed=turned, packed=packed)
+        late[WEIGHT_NOISE] = noise.weight_noise(
+            array, codes, scheme, transposed=turned, packed=packed, signal=None if held is None else tensor.numpy()
+        )
         return codes
 
     return deferred(compute, weight, scheme)
@@ -79,9 +87,17 @@ def keep(edit: Editor, weight: Weight, rounded: Rounded, figures: Mapping[str, A
 
 
 def rewrite(
-    edit: Editor, weight: Weight, scheme: Scheme, tensors: Tensors, order: Mapping[onnx_ir.Node, int]
+    edit: Editor,
+    weight: Weight,
+    scheme: Scheme,
+    tensors: Tensors,
+    order: Mapping[onnx_ir.Node, int],
+    held: onnx_ir.TensorProtocol | None = None,
 ) -> dict[str, Any]:
-    """Put a ``DequantizeLinear`` over codes in the place of a weight; figures for the report."""
+    """Put a ``DequantizeLinear`` over codes in the place of a weight; figures for the report.
+
+    ``held`` are the offsets of its groups, which the codes do not stand for.
+    """
     tensor = tensor_of(weight.value)
     assert tensor is not None
     n, k = weight.channels
@@ -109,8 +125,10 @@ def rewrite(
     )
     made = new.producer()
     assert made is not None
-    made.meta[beside.ORIGINAL] = (tensor, weight.layout)
+    made.meta[beside.ORIGINAL] = (tensor if held is None else offsets.left(weight, held), weight.layout)
     made.meta[beside.LEVELS] = scheme.levels
+    if scheme.float_inputs:
+        made.metadata_props[FLOAT_INPUTS] = "true"
     take_place(edit, weight, new)
     size = stored_bytes(n, k, scheme, int(tensor.dtype.itemsize))
     return described(name, n, k, scheme, size)

@@ -58,6 +58,11 @@ class Scheme:
             symmetric weights with one scale per channel. Dynamic ones take these, too, or 4- or 8-bit weights in groups
             (ZeroQuant, Yao et al. 2022): ONNX Runtime's kernel for groups rounds its input itself.
         format: ``"int"``; ``"nf4"`` (4 bits, Dettmers et al. 2023) or ``"fp8"`` (float8_e4m3fn, one scale per channel).
+        offsets: each group has an offset in floating point beside its scale, instead of a zero point chosen among the
+            codes (HQQ's zero points, llama.cpp's Q4_1); needs the middle code, so ``symmetric``. See :mod:`.offsets`.
+        float_inputs: products take their inputs as they are. ONNX Runtime's fast kernel for groups rounds them to 8
+            bits a block, with weights of 4 bits and of 8; the one that does not is two to five times slower, and for 8
+            bits so much slower that there is none to be had.
 
     Raises:
         OptionError: no kernel takes this scheme.
@@ -68,6 +73,8 @@ class Scheme:
     symmetric: bool
     activations: Activations | None = None
     format: str = "int"
+    offsets: bool = False
+    float_inputs: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -86,6 +93,18 @@ class Scheme:
             raise OptionError(
                 f"symmetric={self.symmetric!r} is not a yes or no", where="Quantize", fix="use True or False"
             )
+        if self.offsets and (not self.symmetric or self.activations is not None or self.format != "int"):
+            raise OptionError(
+                "offsets take the place of zero points of integer weights, beside activations in floating point",
+                where="Quantize",
+                fix="leave out symmetric=False, or offsets; schemes that take offsets are w4a16 and w8a16",
+            )
+        if self.float_inputs and (self.stored_bits != 4 or self.activations is not None or self.format != "int"):
+            raise OptionError(
+                f"no kernel multiplies inputs in floating point by {self._weights()} weights at a bearable speed"
+                if self.activations is None else "float_inputs contradicts activations in 8 bits",
+                where="Quantize", fix="use 4 bits, or leave out float_inputs",
+            )  # fmt: skip
         if self.format != "int":
             self._check_format()
         elif self.activations is not None and not self._multiplies(self.activations):
@@ -137,12 +156,15 @@ class Scheme:
         return -(-channel // self.group(channel))
 
     def __str__(self) -> str:
-        return f"{self._weights()}, {self.activations}" if self.activations else self._weights()
+        inputs = f", {self.activations}" if self.activations else ", inputs as they are" if self.float_inputs else ""
+        return f"{self._weights()}{inputs}"
 
     def _weights(self) -> str:
         group = "channel" if self.group_size == PER_CHANNEL else f"group of {self.group_size}"
         if self.format != "int":
             return f"{self.format.upper()}, one scale per {group}"
+        if self.offsets:
+            return f"{self.bits}-bit, one scale and one offset per {group}"
         return f"{self.bits}-bit {'symmetric' if self.symmetric else 'asymmetric'}, one scale per {group}"
 
 
@@ -164,7 +186,13 @@ NAMED: Mapping[str, Scheme] = {
 
 
 def resolve(
-    name: str, *, bits: int | None = None, group_size: int | None = None, symmetric: bool | None = None
+    name: str,
+    *,
+    bits: int | None = None,
+    group_size: int | None = None,
+    symmetric: bool | None = None,
+    offsets: bool | None = None,
+    float_inputs: bool | None = None,
 ) -> Scheme:
     """The scheme called ``name`` with the given fields changed.
 
@@ -176,8 +204,22 @@ def resolve(
     scheme = NAMED[name]
     if bits is not None and bits != scheme.bits and scheme.activations is None and scheme.format == "int":
         scheme = NAMED.get(f"w{bits}a16", scheme)
-    changes: dict[str, Any] = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
-    return replace(scheme, **{field: value for field, value in changes.items() if value is not None})
+    changes: dict[str, Any] = {
+        "bits": bits, "group_size": group_size, "symmetric": symmetric, "offsets": offsets,
+        "float_inputs": float_inputs,
+    }  # fmt: skip
+    return _changed(scheme, {field: value for field, value in changes.items() if value is not None})
+
+
+def _changed(scheme: Scheme, changes: Mapping[str, Any]) -> Scheme:
+    """``scheme`` with other fields; offsets bring the middle code with them, and take it away again."""
+    implied: dict[str, Any] = {}
+    if "offsets" in changes and changes["offsets"] != scheme.offsets:
+        implied["symmetric"] = bool(changes["offsets"])
+    return replace(scheme, **(implied | dict(changes)))
+
+
+_FIELDS = ("bits", "group_size", "symmetric", "offsets", "float_inputs")
 
 
 def override(base: Scheme, change: Any) -> Scheme | None:
@@ -193,14 +235,14 @@ def override(base: Scheme, change: Any) -> Scheme | None:
     if isinstance(change, str):
         return resolve(change)
     if isinstance(change, Mapping):
-        unknown = set(change) - {"bits", "group_size", "symmetric"}
+        unknown = set(change) - set(_FIELDS)
         if unknown:
             raise OptionError(
                 f"unknown field {sorted(unknown)[0]!r} in an override",
                 where="Quantize(overrides=...)",
-                fix=nearest(sorted(unknown)[0], ["bits", "group_size", "symmetric"]),
+                fix=nearest(sorted(unknown)[0], _FIELDS),
             )
-        return replace(base, **dict(change))
+        return _changed(base, change)
     raise OptionError(
         f"{change!r} is not an override",
         where="Quantize(overrides=...)",

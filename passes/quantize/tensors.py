@@ -19,13 +19,14 @@ Tensors = tuple[onnx_ir.TensorProtocol, onnx_ir.TensorProtocol, onnx_ir.TensorPr
 
 
 def stored_bytes(n: int, k: int, scheme: Scheme, scale_bytes: int = 4) -> int:
-    """Bytes of ``n`` channels of ``k`` weights: codes padded to whole groups, scales, packed zero points."""
+    """Bytes of ``n`` channels of ``k`` weights: codes padded to whole groups, scales, offsets, packed zero points."""
     groups = scheme.groups(k)
     padded = k if scheme.group_size == PER_CHANNEL else groups * scheme.group_size
     # Zero points are left out where they are what the kernel takes without any.
     implied = scheme.symmetric and scheme.bits == scheme.stored_bits
     zeros = 0 if implied else -(-groups * scheme.stored_bits // 8)
-    return n * (-(-padded * scheme.stored_bits // 8) + groups * scale_bytes + zeros)
+    numbers = 2 * groups if scheme.offsets else groups
+    return n * (-(-padded * scheme.stored_bits // 8) + numbers * scale_bytes + zeros)
 
 
 def described(name: str, n: int, k: int, scheme: Scheme, size: int) -> dict[str, Any]:

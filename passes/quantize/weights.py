@@ -16,7 +16,7 @@ from ...ir.rewrite import Editor
 from .. import propagation, selectors
 from ..base import Context, Outcome, Pass, Stage, without_data
 from ..precise import PRECISE
-from . import activations, auto, formats, histogram, refine, static
+from . import activations, auto, beside, formats, histogram, offsets, origin, refine, static
 from .calibrated import Calibrated, Rounded
 from .outliers import Outliers
 from .plan import Plan, Totals
@@ -39,8 +39,8 @@ class Quantize(Pass):
     """Round the weights of ``MatMul``, ``Gemm`` and embeddings to 2 to 8 bits (survey, section 3.3.1).
 
     The graph gets ``DequantizeLinear`` nodes over the codes. Without calibration inputs nothing is computed until the
-    model is written or run. An embedding shared with the language model's head stays one shared weight, rounded for the
-    inputs of the head.
+    model is written or run, but for a look whether weights were rounded to a grid before. An embedding shared with the
+    language model's head stays one shared weight, rounded for the inputs of the head.
 
     Attributes:
         scheme: bits of weights and activations, with the group size and symmetry that were measured best:
@@ -50,10 +50,15 @@ class Quantize(Pass):
         bits: 2, 3, 4 or 8 instead of the scheme's.
         group_size: weights that share a scale: 16, 32, 64, 128, 256; 0 or -1 for a whole channel.
         symmetric: whether the zero point is the middle of the range.
+        offsets: each group has a float offset instead of an integer zero point (HQQ's zero points, llama.cpp's Q4_1),
+            added by a thin product beside the kernel: weights that such a format has rounded before lose nothing.
+            Embeddings, and pruned weights, keep zero points.
+        float_inputs: 4-bit products take their inputs as they are; the fast kernel rounds them to 8 bits a block.
         include: selectors of what to quantize; everything if empty.
         exclude: selectors of what to leave float.
         overrides: (selector, change) pairs, first match wins; a change is a scheme name, a mapping of ``bits``,
-            ``group_size``, ``symmetric``, or ``"float"``. A mapping from selectors to changes is taken, too.
+            ``group_size``, ``symmetric``, ``offsets``, ``float_inputs``, or ``"float"``. A mapping from selectors to
+            changes is taken, too.
         method: ``"rtn"`` rounds to nearest; ``"gptq"`` rounds for the calibration inputs (Frantar et al. 2022);
             ``"clip"`` rounds to nearest in ranges searched for the inputs (Lin et al. 2024), ``"learned_clip"`` in
             ranges learned for them (OmniQuant, Shao et al. 2023); ``"signround"`` learns which way to round, too (Cheng
@@ -97,6 +102,8 @@ class Quantize(Pass):
     bits: int | None = None
     group_size: int | None = None
     symmetric: bool | None = None
+    offsets: bool | None = None
+    float_inputs: bool | None = None
     include: str | Sequence[str] = ()
     exclude: str | Sequence[str] = ()
     overrides: Mapping[str, Any] | Sequence[tuple[str, Any]] = ()
@@ -177,7 +184,7 @@ class Quantize(Pass):
             )
         if self.prompt < 1 or (self.generated is not None and self.generated < 0):
             raise OptionError("prompt and generated are numbers of tokens", where="Quantize", fix="use 1 or more")
-        if (self.bits, self.group_size, self.symmetric) != (None, None, None):
+        if any(value is not None for value in self._fields.values()):
             raise OptionError(
                 "the scheme 'auto' chooses bits and groups itself", where="Quantize", fix="leave these options out"
             )
@@ -189,7 +196,15 @@ class Quantize(Pass):
         """The scheme of a weight that no override touches."""
         if self.scheme == auto.NAME:
             return NAMED["w4a16"]
-        return resolve(self.scheme, bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
+        return resolve(self.scheme, **self._fields)
+
+    @property
+    def _fields(self) -> dict[str, Any]:
+        """Fields of the scheme that the options change; None where they do not."""
+        return {
+            "bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric, "offsets": self.offsets,
+            "float_inputs": self.float_inputs,
+        }  # fmt: skip
 
     def _wishes(self) -> auto.Wishes:
         assert self.budget is not None
@@ -223,11 +238,14 @@ class Quantize(Pass):
             if reason is None:
                 scheme, reason = plan.scheme(weight.users)
                 if scheme is not None and scheme.bits < 8 and any(PRECISE in n.metadata_props for n in weight.products):
-                    scheme = replace(scheme, bits=8)
+                    scheme = replace(scheme, bits=8, float_inputs=False)
             if scheme is not None and scheme.format != "int" and (reason := formats.obstacle(weight)) is not None:
                 scheme = None
             if scheme is not None and scheme.activations and (reason := activations.obstacle(weight)) is not None:
                 scheme = None
+            if scheme is not None and scheme.offsets and (why := offsets.obstacle(weight, scheme)) is not None:
+                scheme = replace(scheme, offsets=False, symmetric=False)
+                outcome.missed(where(weight), f"no offsets, {scheme}: {why}", weight=weight.value.name)
             if scheme is not None:
                 chosen.append((weight, scheme))
                 continue
@@ -252,6 +270,7 @@ class Quantize(Pass):
                     convolutions.append(node)
                     continue
             others.append((node, left or reason))
+        origin.tell(outcome, [(weight, scheme) for weight, scheme in chosen if scheme.activations is None])
         opset = graph.opset_imports.get("", 1)
         if (chosen or convolutions) and opset < _OLDEST_OPSET:
             raise UnsupportedError(
@@ -282,8 +301,10 @@ class Quantize(Pass):
         outliers = Outliers(by_token, self.outliers, context) if self.outliers is not None else None
         fixed = [n for weight, s in chosen if s.activations and not s.activations.dynamic for n in weight.products]
         ranges = static.Ranges(graph, convolutions, fixed, context, self.ranges, self.percentile)
+        shifted: list[tuple[Sequence[onnx_ir.Node], onnx_ir.TensorProtocol]] = []
         for done, (weight, scheme) in enumerate(chosen):
             rounded: Rounded | None = None
+            held = offsets.deferred(weight, scheme) if scheme.offsets else None
             late: dict[str, Any] = {}
             if scheme.format != "int":
                 figures = store(edit, weight, scheme, order)
@@ -292,12 +313,12 @@ class Quantize(Pass):
                 outcome.applied(where(weight), f"{scheme}, rounded to nearest", **figures)
                 continue
             if rounder is None or not any(weight is other for other in fitted):
-                tensors = round_to_nearest(weight, scheme, late)
+                tensors = round_to_nearest(weight, scheme, late, held)
                 if rounder is not None:
                     rounder.nearest(weight, scheme)
             elif (obstacle := rounder.obstacle(weight)) is not None:
                 outcome.missed(where(weight), f"rounded to nearest: {obstacle}", weight=weight.value.name)
-                tensors = round_to_nearest(weight, scheme, late)
+                tensors = round_to_nearest(weight, scheme, late, held)
                 rounder.nearest(weight, scheme)
             else:
                 context.progress(done, len(chosen), f"{method} {weight.value.name}")
@@ -307,8 +328,10 @@ class Quantize(Pass):
                     columns = 0
                 split = outliers.columns(weight) if outliers is not None and weight in by_token else ()
                 rounded = rounder.codes(weight, scheme, np.asarray(split) if len(split) else columns)
-                tensors = ready(rounded.codes, weight, scheme)
-            figures = rewrite(edit, weight, scheme, tensors, order)
+                tensors, held = ready(rounded.codes, weight, scheme), rounded.held
+            figures = rewrite(edit, weight, scheme, tensors, order, held)
+            if held is not None:
+                shifted.append((weight.products, held))
             if rounded is not None:
                 figures |= rounded.figures | keep(edit, weight, rounded, figures)
             totals.add(weight, figures)
@@ -319,6 +342,7 @@ class Quantize(Pass):
             )
             late |= figures
             outcome.remarks.append(Remark("applied", where(weight), f"{scheme}{shared}{kernel}", late))
+        beside.offsets(edit, shifted, order)
         products = [n for weight, s in chosen if s.activations and s.activations.dynamic for n in weight.products]
         inputs = activations.quantize_inputs(edit, products, order, outliers)
         if outliers is not None and self.outliers is not None:

@@ -178,6 +178,7 @@ def encoders() -> dict[str, Make]:
     for name, options in (
         ("gptq on sentences", _GROUPS),
         ("gptq on sentences, errors propagated", f"{_GROUPS},{_ERRORS}"),
+        ("gptq on sentences, errors propagated, offsets", f"{_GROUPS},{_ERRORS},offsets=true"),
     ):
         ways[f"Burnish, {name}"] = burnish(folder, f"quantize({options})", partial(_sentences, 128))
     for name, options, steps, inputs in (
@@ -201,4 +202,12 @@ def decoders() -> dict[str, Make]:
     ways["Burnish, gptq"] = burnish(source, "rotate,quantize(group_size=32)", lambda: _data(model))
     propagated = "rotate,quantize(group_size=32,propagate=errors)"
     ways["Burnish, gptq, errors propagated"] = burnish(source, propagated, lambda: _data(model))
+    # SmolLM2's file was rounded to a scale and an offset a group before: these find its codes again, as hqq does.
+    grid = "group_size=32,offsets=true,method=rtn"
+    ways["Burnish, rtn, offsets, embedding in 8 bits"] = burnish(
+        source, f"quantize({grid},overrides={{'lm_head':'w8a16'}})", None
+    )
+    ways["Burnish, rtn, offsets, inputs and embedding in float32"] = burnish(
+        source, f"quantize({grid},float_inputs=true,exclude=lm_head)", None
+    )
     return ways
