@@ -139,15 +139,14 @@ def table(rows: Mapping[str, Any]) -> str:
 
 
 def publish(rows: Mapping[str, Any], path: Path) -> None:
-    """Draw the frontier of size and loss, and write the tables of the page."""
-    points = [
-        (n, r["megabytes"], r["divergence"])
-        for n, r in rows.items()
-        if n not in UNSTRUCTURED and 0 < r.get("divergence", 0) < 2
-    ]
+    """Draw size and loss of pruned structures, and write the tables of the page."""
+    structures = [name for share in (10, 20, 30) for name in _structured(share) if name in rows]
+    points = [(name, rows[name]["megabytes"], loss(rows, name)) for name in structures]
+    # Magnitude's structures, thousands of times the perplexity, would leave no room for the others.
+    points = [point for point in points if point[2] < 2]
     if len(points) > 1:
         plot_frontier(
-            points, ROOT / "docs" / "images" / "pruning.svg", x="megabytes", y="KL divergence from float32, nats"
+            points, ROOT / "docs" / "images" / "pruning.svg", x="megabytes", y="loss on held-out text, nats a token"
         )
     document = ROOT / "docs" / "pruning.md"
     results = json.loads(path.read_text(encoding="utf-8"))
