@@ -19,6 +19,7 @@ import onnx_ir
 from ...ir.graph import dims, rank
 from ...ir.rewrite import Editor
 from .outliers import Outliers, without
+from .scheme import Scheme
 from .targets import Weight
 
 RULE = "quantize activations"
@@ -40,6 +41,12 @@ def obstacle(weight: Weight) -> str | None:
     if weight.products and weight.size < SMALLEST_PRODUCT:
         return f"too small to pay in int8: {weight.size} weights, fewer than {SMALLEST_PRODUCT}"
     return None
+
+
+def by_token(weight: Weight, scheme: Scheme) -> bool:
+    """Whether the inputs of the products by a weight are quantized in the graph, token by token."""
+    dynamic = scheme.activations is not None and scheme.activations.dynamic
+    return dynamic and not scheme.by_kernel and not weight.tables
 
 
 def quantize_inputs(

@@ -75,7 +75,7 @@ class Calibrated:
         self._errors, self._weights = propagate != "inputs", weights
         asked = asked and self._walk is None
         self._hessians = context.statistics(list(values.values()), Hessian()) if asked else {}
-        self._method, self._rounds = method, rounds
+        self.method, self._rounds = method, rounds
         # Products of the same input follow each other.
         self._corrected: tuple[tuple[str, ...], Array] | None = None
         self._last: tuple[tuple[str, ...], Array, gptq.Feedback] | None = None
@@ -174,7 +174,7 @@ class Calibrated:
             if held is not None:
                 restored += offsets.spread(rtn.as_float32(held.numpy().T), k)
             self._walk.replace(weight.value, (restored.T if weight.layout == "kn" else restored).reshape(array.shape))
-        figures: dict[str, Any] = {"method": self._method}
+        figures: dict[str, Any] = {"method": self.method}
         lost = gptq.output_error(left, hessian)
         for name, part in (("output_error", lost), ("output_error_rtn", plain)):
             figures[name] = float(f"{part / power:.3g}") if power > 0 else 0.0
@@ -196,11 +196,11 @@ class Calibrated:
         zeros: Array | None,
     ) -> Codes:
         """Codes of a matrix; weights that a pattern made zero stay zero."""
-        if self._method in ("signround", "learned_clip"):
-            shifts = self._method == "signround"
+        if self.method in ("signround", "learned_clip"):
+            shifts = self.method == "signround"
             codes = learned.learn(matrix, hessian, scheme, shifts=shifts, precision=precision)
             return codes if zeros is None else _with_zeros(codes, zeros, scheme)
-        if self._method == "clip":
+        if self.method == "clip":
             return ranges.quantize(matrix, hessian.diagonal(), scheme, precision=precision)
         codes = gptq.quantize(matrix, feedback, scheme, precision=precision, pruned=zeros)
         if self._rounds:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir
 
-from ...ir.graph import module_path
+from ...ir.graph import Graph, is_op, module_path
 from .. import selectors
 from ..base import Outcome
+from ..precise import PRECISE
+from . import activations, formats, offsets, static
+from .replace import where
 from .scheme import Scheme
-from .targets import Weight
+from .targets import Targets, Weight
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,24 @@ class Plan:
     def overridden(self, users: Sequence[onnx_ir.Node]) -> bool:
         """Whether an override says what scheme a weight with these users gets."""
         return any(selector.matches(node) for selector, _ in self.overrides for node in users)
+
+    def split_others(
+        self, targets: Targets, graph: Graph, totals: Totals
+    ) -> tuple[list[onnx_ir.Node], list[tuple[onnx_ir.Node, str]]]:
+        """Of products without a matrix: the convolutions to quantize, and the others with the reason why not."""
+        convolutions: list[onnx_ir.Node] = []
+        others: list[tuple[onnx_ir.Node, str]] = []
+        for node, reason in targets.others:
+            scheme, left = self.scheme([node])
+            on_codes = scheme is not None and scheme.activations is not None and not scheme.activations.dynamic
+            if on_codes and is_op(node, *static.OPERATORS):
+                totals.found += 1
+                left = static.obstacle(node, graph)
+                if left is None:
+                    convolutions.append(node)
+                    continue
+            others.append((node, left or reason))
+        return convolutions, others
 
     def _wants(self, node: onnx_ir.Node) -> bool:
         if self.include and selectors.first(self.include, node) is None:
@@ -94,3 +115,37 @@ class Totals:
             outcome.applied("", f"{text}, {bits} bits per weight with scales, zero points and padding", **values)
         else:
             outcome.missed("", f"nothing was quantized: {text}", **values)
+
+
+def select(targets: Targets, plan: Plan, outcome: Outcome, totals: Totals) -> list[tuple[Weight, Scheme]]:
+    """The weights that a plan quantizes, with their schemes; of each other one a remark says why not."""
+    chosen: list[tuple[Weight, Scheme]] = []
+    for weight in targets.weights:
+        totals.found += len(weight.products)
+        scheme, reason = (None, weight.obstacle) if weight.obstacle is not None else plan.scheme(weight.users)
+        if scheme is not None:
+            scheme = _fitting(weight, scheme, outcome)
+            reason = _obstacle(weight, scheme)
+        if scheme is not None and reason is None:
+            chosen.append((weight, scheme))
+            continue
+        assert reason is not None
+        totals.left_weights += weight.size
+        outcome.skipped(where(weight), reason, weight=weight.value.name, weights=weight.size)
+    return chosen
+
+
+def _fitting(weight: Weight, scheme: Scheme, outcome: Outcome) -> Scheme:
+    """``scheme`` as far as a weight can have it."""
+    if scheme.bits < 8 and any(PRECISE in node.metadata_props for node in weight.products):
+        scheme = replace(scheme, bits=8, float_inputs=False)
+    if scheme.offsets and (why := offsets.obstacle(weight, scheme)) is not None:
+        scheme = replace(scheme, offsets=False, symmetric=False)
+        outcome.missed(where(weight), f"no offsets, {scheme}: {why}", weight=weight.value.name)
+    return scheme
+
+
+def _obstacle(weight: Weight, scheme: Scheme) -> str | None:
+    """Why no kernel takes a weight in this scheme, or None."""
+    reason = formats.obstacle(weight) if scheme.format != "int" else None
+    return activations.obstacle(weight) if reason is None and scheme.activations else reason

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import onnx_ir
-
 from ...ir.errors import OptionError, UnsupportedError, nearest
-from ...ir.graph import Graph, is_op, module_path
-from ...ir.remarks import Remark
-from ...ir.rewrite import Editor
+from ...ir.graph import Graph, module_path
 from .. import propagation, selectors
 from ..base import Context, Outcome, Pass, Stage, without_data
-from ..precise import PRECISE
-from . import activations, auto, beside, formats, histogram, offsets, origin, refine, static
-from .calibrated import Calibrated, Rounded
+from . import activations, auto, histogram, origin, refine, static
+from .calibrated import Calibrated
 from .outliers import Outliers
-from .plan import Plan, Totals
-from .replace import keep, rewrite, store, where
-from .replace import nearest as round_to_nearest
+from .plan import Plan, Totals, select
+from .replace import where
+from .rounding import Rounding
 from .scheme import NAMED, PER_CHANNEL, Scheme, override, resolve
-from .targets import Weight, find
-from .tensors import ready
+from .targets import find
 
-RULE = "quantize weights"
 METHODS = ("auto", "gptq", "clip", "signround", "learned_clip", "rtn")
 _FITTED = ("gptq", "clip", "signround", "learned_clip")
 """Methods that calibration inputs are needed for."""
@@ -230,46 +222,14 @@ class Quantize(Pass):
         plan.check(candidates)
         keep_in = selectors.parse_all(self.keep_in)
         selectors.require_matches(keep_in, candidates, "products and embeddings")
-        chosen: list[tuple[Weight, Scheme]] = []
-        for weight in targets.weights:
-            totals.found += len(weight.products)
-            reason = weight.obstacle
-            scheme: Scheme | None = None
-            if reason is None:
-                scheme, reason = plan.scheme(weight.users)
-                if scheme is not None and scheme.bits < 8 and any(PRECISE in n.metadata_props for n in weight.products):
-                    scheme = replace(scheme, bits=8, float_inputs=False)
-            if scheme is not None and scheme.format != "int" and (reason := formats.obstacle(weight)) is not None:
-                scheme = None
-            if scheme is not None and scheme.activations and (reason := activations.obstacle(weight)) is not None:
-                scheme = None
-            if scheme is not None and scheme.offsets and (why := offsets.obstacle(weight, scheme)) is not None:
-                scheme = replace(scheme, offsets=False, symmetric=False)
-                outcome.missed(where(weight), f"no offsets, {scheme}: {why}", weight=weight.value.name)
-            if scheme is not None:
-                chosen.append((weight, scheme))
-                continue
-            assert reason is not None
-            totals.left_weights += weight.size
-            outcome.skipped(where(weight), reason, weight=weight.value.name, weights=weight.size)
+        chosen = select(targets, plan, outcome, totals)
         if self.scheme == auto.NAME:
             given = [(weight, scheme) for weight, scheme in chosen if plan.overridden(weight.users)]
             free = [weight for weight, _ in chosen if not plan.overridden(weight.users)]
             found, left_float = auto.choose(graph, free, context, self._wishes(), outcome)
             chosen = [*given, *found]
             totals.left_weights += left_float
-        convolutions: list[onnx_ir.Node] = []
-        others: list[tuple[onnx_ir.Node, str]] = []
-        for node, reason in targets.others:
-            scheme, left = plan.scheme([node])
-            on_codes = scheme is not None and scheme.activations is not None and not scheme.activations.dynamic
-            if on_codes and is_op(node, *static.OPERATORS):
-                totals.found += 1
-                left = static.obstacle(node, graph)
-                if left is None:
-                    convolutions.append(node)
-                    continue
-            others.append((node, left or reason))
+        convolutions, others = plan.split_others(targets, graph, totals)
         origin.tell(outcome, [(weight, scheme) for weight, scheme in chosen if scheme.activations is None])
         opset = graph.opset_imports.get("", 1)
         if (chosen or convolutions) and opset < _OLDEST_OPSET:
@@ -282,8 +242,6 @@ class Quantize(Pass):
         fitted = [w for w, scheme in chosen if scheme.format == "int" and (asked or not _fine(scheme))]
         data = asked or (self.method == "auto" and context.has_calibration and bool(fitted))
         method = self.method if self.method in _FITTED else "gptq"
-        edit = Editor(graph, RULE)
-        order = {node: i for i, node in enumerate(graph.graph)}
         # Statistics are taken of the graph as it is, before the first weight is replaced.
         rounder = None
         if data:
@@ -295,62 +253,22 @@ class Quantize(Pass):
                 chosen.sort(key=lambda pair: rounder.rank(pair[0]))
             elif self.propagate != "auto":
                 outcome.missed("", "no error is propagated: every weight is rounded to nearest")
-        by_token = [
-            w for w, s in chosen if s.activations and s.activations.dynamic and not s.by_kernel and not w.tables
-        ]
+        by_token = [weight for weight, scheme in chosen if activations.by_token(weight, scheme)]
         outliers = Outliers(by_token, self.outliers, context) if self.outliers is not None else None
         fixed = [n for weight, s in chosen if s.activations and not s.activations.dynamic for n in weight.products]
         ranges = static.Ranges(graph, convolutions, fixed, context, self.ranges, self.percentile)
-        shifted: list[tuple[Sequence[onnx_ir.Node], onnx_ir.TensorProtocol]] = []
-        for done, (weight, scheme) in enumerate(chosen):
-            rounded: Rounded | None = None
-            held = offsets.deferred(weight, scheme) if scheme.offsets else None
-            late: dict[str, Any] = {}
-            if scheme.format != "int":
-                figures = store(edit, weight, scheme, order)
-                totals.add(weight, figures)
-                outcome.count(RULE)
-                outcome.applied(where(weight), f"{scheme}, rounded to nearest", **figures)
-                continue
-            if rounder is None or not any(weight is other for other in fitted):
-                tensors = round_to_nearest(weight, scheme, late, held)
-                if rounder is not None:
-                    rounder.nearest(weight, scheme)
-            elif (obstacle := rounder.obstacle(weight)) is not None:
-                outcome.missed(where(weight), f"rounded to nearest: {obstacle}", weight=weight.value.name)
-                tensors = round_to_nearest(weight, scheme, late, held)
-                rounder.nearest(weight, scheme)
-            else:
-                context.progress(done, len(chosen), f"{method} {weight.value.name}")
-                columns = self.keep_columns if not keep_in or _matches(keep_in, weight) else 0
-                if columns and (why := _not_kept(weight, scheme)) is not None:
-                    outcome.missed(where(weight), f"no columns are kept: {why}", weight=weight.value.name)
-                    columns = 0
-                split = outliers.columns(weight) if outliers is not None and weight in by_token else ()
-                rounded = rounder.codes(weight, scheme, np.asarray(split) if len(split) else columns)
-                tensors, held = ready(rounded.codes, weight, scheme), rounded.held
-            figures = rewrite(edit, weight, scheme, tensors, order, held)
-            if held is not None:
-                shifted.append((weight.products, held))
-            if rounded is not None:
-                figures |= rounded.figures | keep(edit, weight, rounded, figures)
-            totals.add(weight, figures)
-            outcome.count(RULE)
-            shared = f", shared by {len(weight.users)} nodes" if len(weight.users) > 1 else ""
-            kernel = (
-                "" if scheme.bits == scheme.stored_bits else f", stored in {scheme.stored_bits}: no kernel takes fewer"
-            )
-            late |= figures
-            outcome.remarks.append(Remark("applied", where(weight), f"{scheme}{shared}{kernel}", late))
-        beside.offsets(edit, shifted, order)
+        rounding = Rounding(
+            graph, context, outcome, totals, rounder, fitted, outliers, self.keep_columns, keep_in
+        )  # fmt: skip
+        rounding.run(chosen)
         products = [n for weight, s in chosen if s.activations and s.activations.dynamic for n in weight.products]
-        inputs = activations.quantize_inputs(edit, products, order, outliers)
+        inputs = activations.quantize_inputs(rounding.edit, products, rounding.order, outliers)
         if outliers is not None and self.outliers is not None:
             outliers.tell(outcome, self.outliers)
         for nodes in inputs.values():
             outcome.count(activations.RULE)
             outcome.applied(module_path(nodes[0]), f"input quantized by token, once for {len(nodes)} products")
-        for figures in static.apply(edit, ranges, outcome):
+        for figures in static.apply(rounding.edit, ranges, outcome):
             totals.products += 1
             totals.weights += figures["weights"]
             totals.bytes += figures["bytes"]
@@ -363,18 +281,3 @@ class Quantize(Pass):
 def _fine(scheme: Scheme) -> bool:
     """Whether rounding to nearest is as good as any."""
     return scheme.bits == 8 and scheme.group_size != PER_CHANNEL and scheme.activations is None
-
-
-def _matches(wanted: Sequence[selectors.Selector], weight: Weight) -> bool:
-    return any(selectors.first(wanted, node) is not None for node in weight.users)
-
-
-def _not_kept(weight: Weight, scheme: Scheme) -> str | None:
-    """Why no columns of a weight can stay in floating point beside its codes, or None."""
-    if weight.tables:
-        return "an embedding reads the weight, too"
-    if scheme.activations is not None:
-        return "its input is quantized"
-    if any(PRECISE in node.metadata_props for node in weight.products):
-        return "it has 8 bits already"
-    return None
