@@ -77,19 +77,25 @@ def offsets(
         weights: products by each weight, and its offsets ``[groups, n]``.
         order: position of each node in the graph.
     """
+    if not weights:
+        return
+    last = edit.ints([-1], "last_axis")
     factors = [(edit.initializer(tensor, f"{nodes[0].name or 'product'}.offsets"), nodes) for nodes, tensor in weights]
     sums: dict[tuple[onnx_ir.Value, int], onnx_ir.Value] = {}
+    shapes: dict[tuple[int, ...], onnx_ir.Value] = {}
     products = sorted(((node, factor) for factor, nodes in factors for node in nodes), key=lambda pair: order[pair[0]])
     for node, factor in products:
         x, groups = node.inputs[0], factor.shape.numpy()[0] if factor.shape is not None else 0
         assert x is not None
         if (x, groups) not in sums:
             edit.at(node, [node])
-            kept = [0] * ((rank(x) or 1) - 1)
-            parts = edit.op("Reshape", [x, edit.ints([*kept, groups, -1], "groups")])
+            shape = (*[0] * ((rank(x) or 1) - 1), groups, -1)
+            if shape not in shapes:
+                shapes[shape] = edit.ints(shape, "groups")
+            parts = edit.op("Reshape", [x, shapes[shape]])
             sums[x, groups] = edit.op(
-                "ReduceSum", [parts, edit.ints([-1], "last_axis")], {"keepdims": 0}, hint=f"{x.name or 'input'}.sums"
-            )
+                "ReduceSum", [parts, last], {"keepdims": 0}, hint=f"{x.name or 'input'}.sums"
+            )  # fmt: skip
         add(edit, node, partial(_times, edit, sums[x, groups], factor))
 
 

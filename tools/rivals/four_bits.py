@@ -131,7 +131,9 @@ def onnx_quantize(algorithm: str) -> Make:
 
 
 def nncf(model: Path, algorithm: str) -> Make:
-    """NNCF's weight compression for OpenVINO, all layers in 4 bits: ``rtn``, or ``awq`` and ``gptq`` with data."""
+    """NNCF's weight compression for OpenVINO, all layers in 4 bits; ``algorithm`` is ``rtn``, or with data ``awq``,
+    ``scale_estimation`` or ``gptq``.
+    """
 
     def make(folder: Path) -> Path:
         import nncf as tool
@@ -140,7 +142,7 @@ def nncf(model: Path, algorithm: str) -> Make:
         options: dict[str, Any] = {"group_size": GROUP, "ratio": 1.0, "all_layers": True}
         if algorithm != "rtn":
             options["dataset"] = tool.Dataset([dict(one) for one in _data(model)])
-            options |= {"gptq": True} if algorithm == "gptq" else {"awq": True, "scale_estimation": True}
+            options[algorithm] = True
         mode = tool.CompressWeightsMode.INT4_ASYM
         made = tool.compress_weights(ov.Core().read_model(str(model)), mode=mode, **options)
         ov.save_model(made, str(folder / "model.xml"), compress_to_fp16=False)
@@ -172,7 +174,7 @@ def encoders() -> dict[str, Make]:
     ways: dict[str, Make] = {f"ONNX Runtime, {name}": runtime(model, name) for name in own}
     ways |= {f"onnx-neural-compressor, {name}": neural_compressor(model, name) for name in ("rtn", "gptq", "awq")}
     ways |= {f"onnx-quantize, {name}": onnx_quantize(name) for name in ("rtn", "mse", "gptq")}
-    ways |= {f"NNCF and OpenVINO, {name}": nncf(model, name) for name in ("rtn", "awq", "gptq")}
+    ways |= {f"NNCF and OpenVINO, {name}": nncf(model, name) for name in ("rtn", "awq", "scale_estimation", "gptq")}
     ways["Burnish, rtn"] = burnish(folder, "quantize(group_size=32)", None)
     ways["Burnish, gptq"] = burnish(folder, "quantize(group_size=32)", lambda: _data(model))
     for name, options in (
