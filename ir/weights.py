@@ -41,6 +41,31 @@ def transposed(tensor: onnx_ir.TensorProtocol, perm: Sequence[int]) -> onnx_ir.L
     return lazy(lambda: np.ascontiguousarray(tensor.numpy().transpose(perm)), tensor.dtype, shape, tensor.name)
 
 
+class Widened(onnx_ir.LazyTensor):
+    """Float32 numbers that are all float16 ones: who can widen them when a model is loaded may store these.
+
+    Attributes:
+        base: the numbers in float16.
+    """
+
+    def __init__(self, base: onnx_ir.TensorProtocol, name: str | None = None) -> None:
+        self.base = base
+        super().__init__(self._widen, onnx_ir.DataType.FLOAT, onnx_ir.Shape(base.shape.numpy()), cache=False, name=name)
+
+    def _widen(self) -> onnx_ir.TensorProtocol:
+        return onnx_ir.Tensor(self.base.numpy().astype(np.float32))
+
+
+def rearranged(
+    tensors: Sequence[onnx_ir.TensorProtocol], function: Callable[[Sequence[Array]], Array], shape: Sequence[int]
+) -> onnx_ir.LazyTensor:
+    """What ``function`` makes of the arrays of some tensors of one type by moving numbers, computed when it is read."""
+    halves = [tensor.base for tensor in tensors if isinstance(tensor, Widened)]
+    if len(halves) == len(tensors):
+        return Widened(lazy(lambda: function([half.numpy() for half in halves]), halves[0].dtype, shape))
+    return lazy(lambda: function([tensor.numpy() for tensor in tensors]), tensors[0].dtype, shape)
+
+
 class View(onnx_ir.LazyTensor):
     """The bytes of ``base`` under another element type and shape: who writes both writes them once.
 

@@ -25,6 +25,8 @@ _W3 = "bits=3,group_size=128,overrides={'lm_head':'float'}"
 _DYNAMIC = "quantize(scheme=w8a8,method=rtn)"
 _STATIC = "quantize(scheme=w8a8_static,method=rtn)"
 _OWQ = "keep_columns=2,keep_in=['*.down_proj','*.o_proj']"
+_LIGHT = "overrides={'*.self_attn.*':{'symmetric':true},'*.gate_proj':{'symmetric':true}}"
+_GRID = "group_size=32,offsets=true,half_scales=true,method=rtn,overrides={'lm_head':{'bits':8,'offsets':false}}"
 _SYMMETRIC = "overrides={'*.q_proj':{'symmetric':true},'*.k_proj':{'symmetric':true}}"
 
 RECIPES: dict[str, Recipe] = {
@@ -46,13 +48,15 @@ RECIPES: dict[str, Recipe] = {
     "mix of 4.6 bits: g64, q and k symmetric, rotation + GPTQ, refined + OWQ of down and o, 64 sequences": Recipe(
         f"rotate,quantize({_OWQ},{_SYMMETRIC})", data=64, limit=1.08
     ),
+    "mix of 4.6 bits: g32, half scales, attention and gate symmetric, rotation + GPTQ, refined": Recipe(
+        f"rotate,quantize(group_size=32,half_scales=true,{_LIGHT})", limit=1.08
+    ),
     "g32 RTN": Recipe("quantize(group_size=32)", data=0),
     "g32 GPTQ, refined": Recipe("quantize(group_size=32)"),
     "g32 rotation + GPTQ, refined": Recipe("rotate,quantize(group_size=32)", limit=1.10),
+    "g32, half scales, rotation + GPTQ, refined": Recipe("rotate,quantize(group_size=32,half_scales=true)", limit=1.10),
     "g32 rotation + GPTQ, refined + propagation": Recipe("rotate,quantize(group_size=32,propagate=errors)"),
-    "g32 RTN with offsets, table in 8 bits": Recipe(
-        f"quantize(group_size=32,offsets=true,method=rtn,{_TABLE})", data=0
-    ),
+    "g32 RTN with offsets, half scales, table in 8 bits": Recipe(f"quantize({_GRID})", data=0),
     "g32 RTN, table in 8 bits": Recipe(f"quantize(group_size=32,{_TABLE})", data=0),
     "g32 rotation + GPTQ, refined, table in 8 bits": Recipe(f"rotate,quantize(group_size=32,{_TABLE})", limit=1.06),
     "3 bits g128 products RTN": Recipe(f"quantize({_W3})", data=0),

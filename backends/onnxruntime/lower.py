@@ -15,6 +15,7 @@ from .attention_kernels import choose_attention
 from .choice import Choices
 from .codebook import lower_codebook
 from .concatenated import lower_concatenated
+from .halves import store_halves
 from .integer import lower_integer
 from .legality import check, nonstandard
 from .nbits import lower_quantized
@@ -70,6 +71,7 @@ def lower(graph: Graph, target: str = "onnxruntime", clock: Clock | None = None)
     remarks += lower_concatenated(graph, choices)
     remarks += choices.remarks
     remarks += check(graph)
+    remarks += store_halves(graph)
     for name, count in sorted(nonstandard(graph).items()):
         remarks.append(Remark("applied", "", f"non-standard operator {name} used {count} times", {name: count}))
     return remarks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from ...ir.graph import FLOAT_INPUTS, Graph, attribute, is_op, module_path, rank
 from ...ir.graph import RULE as RULE_KEY
 from ...ir.remarks import Remark
 from ...ir.rewrite import Editor
-from ...ir.weights import View, lazy
+from ...ir.weights import View, lazy, rearranged
 from . import kernels, packing
 from .legality import type_name
 
@@ -92,13 +92,12 @@ class Quantized:
         if not self.spread and not self.turned:
             return self.scales
 
-        def compute() -> np.ndarray[Any, Any]:
-            array = self.scales.numpy()
+        def arrange(arrays: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
             if self.spread:
-                return np.ascontiguousarray(np.broadcast_to(array.reshape(-1, 1), shape))
-            return np.ascontiguousarray(array.T)
+                return np.ascontiguousarray(np.broadcast_to(arrays[0].reshape(-1, 1), shape))
+            return np.ascontiguousarray(arrays[0].T)
 
-        return lazy(compute, self.scales.dtype, shape)
+        return rearranged([self.scales], arrange, shape)
 
     def row_codes(self) -> onnx_ir.TensorProtocol:
         """Codes as uint8 [n, ceil(k * bits / 8)], rows padded to a byte, unread."""

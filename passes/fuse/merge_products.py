@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import onnx_ir
 from ...ir.excerpt import Clock, timed
 from ...ir.graph import Graph, attribute, dims, is_op, module_path, tensor_of
 from ...ir.rewrite import Editor
-from ...ir.weights import lazy
+from ...ir.weights import rearranged
 from ..base import Context, Outcome, Pass, Stage
 
 RULE = "x * W1, x * W2 => split(x * [W1 W2])"
@@ -278,12 +278,10 @@ def _joined(values: Sequence[onnx_ir.Value], axis: int) -> onnx_ir.TensorProtoco
     shape = list(first.shape.numpy())
     shape[axis] = sum(tensor.shape.numpy()[axis] for tensor in tensors if tensor is not None)
 
-    def compute() -> onnx_ir.TensorProtocol:
-        array = np.concatenate([tensor.numpy() for tensor in tensors if tensor is not None], axis=axis)
-        return onnx_ir.Tensor(array, dtype=first.dtype)
+    def join(arrays: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        return np.concatenate(arrays, axis=axis)
 
     # What is there already stays a constant that others can look at (zero points that are all the same, for one).
     if not any(isinstance(tensor, onnx_ir.LazyTensor | onnx_ir.ExternalTensor) for tensor in tensors):
-        return compute()
-    reader: Callable[[], onnx_ir.TensorProtocol] = compute
-    return lazy(reader, first.dtype, shape)
+        return onnx_ir.Tensor(join([tensor.numpy() for tensor in tensors if tensor is not None]), dtype=first.dtype)
+    return rearranged([tensor for tensor in tensors if tensor is not None], join, shape)

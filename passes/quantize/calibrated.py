@@ -20,6 +20,7 @@ from .rtn import Array, Codes
 from .scheme import Scheme
 from .targets import Weight
 from .tensors import packs
+from .tensors import precision as stored_precision
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,12 @@ class Calibrated:
         if self._walk is None or tensor is None or scheme.format != "int":
             return
 
-        k, turned = weight.channels[1], weight.layout == "kn"
+        k, turned, kind = weight.channels[1], weight.layout == "kn", stored_precision(weight, scheme)
 
         def restored() -> Array:
             held = offsets.deferred(weight, scheme) if scheme.offsets else None
             array = tensor.numpy() if held is None else offsets.left(weight, held).numpy()
-            codes = rtn.quantize(array, scheme, transposed=turned, precision=tensor.dtype.numpy())
+            codes = rtn.quantize(array, scheme, transposed=turned, precision=kind.numpy())
             found = rtn.dequantize(codes, scheme, k)
             if held is not None:
                 found += offsets.spread(rtn.as_float32(held.numpy().T), k)
@@ -139,11 +140,11 @@ class Calibrated:
         matrix = rtn.as_float32(array.T if weight.layout == "kn" else array)
         if self._walk is not None and self._errors:
             matrix = propagation.propagated(matrix, self._correction(weight, hessian, self._walk))
-        k, precision = matrix.shape[1], tensor.dtype.numpy()
+        k, precision = matrix.shape[1], stored_precision(weight, scheme).numpy()
         power, square = gptq.output_error(matrix, hessian), _square(matrix)
         held: onnx_ir.TensorProtocol | None = None
         if scheme.offsets:
-            held = offsets.stored(offsets.find(matrix, scheme), tensor.dtype)
+            held = offsets.stored(offsets.find(matrix, scheme), weight, scheme)
             matrix = offsets.without(matrix, rtn.as_float32(held.numpy().T))
         which: Array | None = None
         try:

@@ -11,12 +11,13 @@ import onnx_ir
 from ...ir.errors import OptionError, UnsupportedError
 from ...ir.graph import SPARSITY, Graph, attribute, is_op, module_path, tensor_of
 from ...ir.rewrite import Editor
+from ...ir.weights import Widened
 from .. import selectors
 from ..base import Coded, CodeTraining, Context, Outcome, Pass, Stage, without_data
 from ..training import check_precision
 from .beside import LEVELS, ORIGINAL
 from .rtn import Array
-from .tensors import small
+from .tensors import small, stored
 
 RULE = "learn codes"
 _NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization")
@@ -176,11 +177,13 @@ def _write(edit: Editor, source: onnx_ir.Node, codes: Array, scales: Array) -> N
     old_codes, old_scales = source.inputs[0], source.inputs[1]
     assert old_codes is not None and old_scales is not None and old_codes.dtype in _INTEGERS
     assert old_scales.dtype is not None and old_scales.shape is not None
-    scales = scales.reshape(old_scales.shape.numpy()).astype(old_scales.dtype.numpy())
+    half = isinstance(old_scales.const_value, Widened)
+    kind = onnx_ir.DataType.FLOAT16 if half else old_scales.dtype
+    numbers = onnx_ir.Tensor(scales.reshape(old_scales.shape.numpy()).astype(kind.numpy()), dtype=kind)
     edit.at(source)
     new = [
         edit.initializer(small(codes, old_codes.dtype), f"{old_codes.name}.learned"),
-        edit.initializer(onnx_ir.Tensor(scales, dtype=old_scales.dtype), f"{old_scales.name}.learned"),
+        edit.initializer(stored(numbers, old_scales.dtype), f"{old_scales.name}.learned"),
     ]
     for index, value in enumerate(new):
         source.replace_input_with(index, value)

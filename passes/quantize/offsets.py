@@ -15,6 +15,7 @@ import onnx_ir
 
 from ...ir.graph import SPARSITY, rank, tensor_of
 from ...ir.weights import lazy
+from . import tensors
 from .rtn import Array, as_float32
 from .scheme import Scheme
 from .targets import Weight
@@ -62,9 +63,11 @@ def spread(offsets: Array, k: int) -> Array:
     return spread
 
 
-def stored(offsets: Array, dtype: onnx_ir.DataType) -> onnx_ir.TensorProtocol:
-    """Offsets [n, groups] as the factor ``[groups, n]`` of a product, rounded to the type of the weight."""
-    return onnx_ir.Tensor(np.ascontiguousarray(offsets.T).astype(dtype.numpy()), dtype=dtype)
+def stored(offsets: Array, weight: Weight, scheme: Scheme) -> onnx_ir.TensorProtocol:
+    """Offsets [n, groups] as the factor ``[groups, n]`` of a product, rounded as scales are."""
+    tensor = tensor_of(weight.value)
+    assert tensor is not None
+    return tensors.stored(_factor(offsets, tensors.precision(weight, scheme)), tensor.dtype)
 
 
 def deferred(weight: Weight, scheme: Scheme) -> onnx_ir.TensorProtocol:
@@ -73,7 +76,8 @@ def deferred(weight: Weight, scheme: Scheme) -> onnx_ir.TensorProtocol:
     assert tensor is not None
     n, k = weight.channels
     shape = (scheme.groups(k), n)
-    return lazy(lambda: stored(find(_matrix(tensor, turned), scheme), tensor.dtype), tensor.dtype, shape)
+    kind = tensors.precision(weight, scheme)
+    return tensors.stored(lazy(lambda: _factor(find(_matrix(tensor, turned), scheme), kind), kind, shape), tensor.dtype)
 
 
 def left(weight: Weight, offsets: onnx_ir.TensorProtocol) -> onnx_ir.TensorProtocol:
@@ -86,6 +90,10 @@ def left(weight: Weight, offsets: onnx_ir.TensorProtocol) -> onnx_ir.TensorProto
         return np.ascontiguousarray(rest.T if turned else rest).astype(tensor.dtype.numpy())
 
     return lazy(compute, tensor.dtype, tensor.shape.numpy(), weight.value.name)
+
+
+def _factor(offsets: Array, dtype: onnx_ir.DataType) -> onnx_ir.TensorProtocol:
+    return onnx_ir.Tensor(np.ascontiguousarray(offsets.T).astype(dtype.numpy()), dtype=dtype)
 
 
 def _matrix(tensor: onnx_ir.TensorProtocol, turned: bool) -> Array:

@@ -15,7 +15,7 @@ from . import beside, formats, noise, offsets, rtn
 from .calibrated import Rounded
 from .scheme import PER_CHANNEL, Scheme
 from .targets import Weight
-from .tensors import Tensors, deferred, described, packs, stored_bytes
+from .tensors import Tensors, deferred, described, packs, precision, stored_bytes
 
 
 def where(weight: Weight) -> str:
@@ -55,12 +55,12 @@ def nearest(
     tensor = tensor_of(weight.value)
     assert tensor is not None
     source = tensor if held is None else offsets.left(weight, held)
-    turned, packed = weight.layout == "kn", packs(weight, scheme)
+    turned, packed, kind = weight.layout == "kn", packs(weight, scheme), precision(weight, scheme)
 
     def compute() -> rtn.Codes:
         array = source.numpy()
         try:
-            codes = rtn.quantize(array, scheme, transposed=turned, packed=packed, precision=tensor.dtype.numpy())
+            codes = rtn.quantize(array, scheme, transposed=turned, packed=packed, precision=kind.numpy())
         except FloatingPointError as error:
             where = f"weight {weight.value.name!r}"
             raise ModelError(f"{error}", where=where, fix="exclude it, or repair the model") from error
@@ -100,7 +100,7 @@ def rewrite(
     """
     tensor = tensor_of(weight.value)
     assert tensor is not None
-    n, k = weight.channels
+    (n, k), kind = weight.channels, precision(weight, scheme)
     anchor = min((node for node, _ in weight.readers), key=lambda node: order[node])
     edit.at(anchor, weight.users)
     codes, scales, zeros = tensors
@@ -130,5 +130,5 @@ def rewrite(
     if scheme.float_inputs:
         made.metadata_props[FLOAT_INPUTS] = "true"
     take_place(edit, weight, new)
-    size = stored_bytes(n, k, scheme, int(tensor.dtype.itemsize))
+    size = stored_bytes(n, k, scheme, int(kind.itemsize))
     return described(name, n, k, scheme, size)

@@ -137,9 +137,14 @@ def _symmetric(part: Array, levels: int, precision: Any) -> tuple[Array, Array |
 
 def rounded(scale: Array, precision: Any) -> Array:
     """Scales as they will be stored; a group of zeros has scale 1."""
+    nothing = np.abs(scale) < _TINY
     if precision != np.float32:
         scale = scale.astype(precision).astype(np.float32)
-    scale[np.abs(scale) < _TINY] = 1
+    if precision == np.float16:
+        # What vanishes in 16 bits gets their smallest number: with scale 1 tiny weights would all become zero.
+        lost = (scale == 0) & ~nothing
+        scale[lost] = np.finfo(np.float16).smallest_subnormal
+    scale[nothing] = 1
     return scale
 
 

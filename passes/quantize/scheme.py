@@ -63,6 +63,8 @@ class Scheme:
         float_inputs: products take their inputs as they are. ONNX Runtime's fast kernel for groups rounds them to 8
             bits a block, with weights of 4 bits and of 8; the one that does not is two to five times slower, and for 8
             bits so much slower that there is none to be had.
+        half_scales: scales and offsets are float16 numbers, and stored as such, whatever type the weights had. The
+            kernel still multiplies by float32 ones, which a session makes of them when it is made.
 
     Raises:
         OptionError: no kernel takes this scheme.
@@ -75,6 +77,7 @@ class Scheme:
     format: str = "int"
     offsets: bool = False
     float_inputs: bool = False
+    half_scales: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -104,6 +107,11 @@ class Scheme:
                 f"no kernel multiplies inputs in floating point by {self._weights()} weights at a bearable speed"
                 if self.activations is None else "float_inputs contradicts activations in 8 bits",
                 where="Quantize", fix="use 4 bits, or leave out float_inputs",
+            )  # fmt: skip
+        if self.half_scales and (self.format != "int" or (self.activations is not None and not self.by_kernel)):
+            raise OptionError(
+                "half_scales is for integer weights beside inputs that the graph leaves in floating point",
+                where="Quantize", fix="leave it out",
             )  # fmt: skip
         if self.format != "int":
             self._check_format()
@@ -193,6 +201,7 @@ def resolve(
     symmetric: bool | None = None,
     offsets: bool | None = None,
     float_inputs: bool | None = None,
+    half_scales: bool | None = None,
 ) -> Scheme:
     """The scheme called ``name`` with the given fields changed.
 
@@ -206,7 +215,7 @@ def resolve(
         scheme = NAMED.get(f"w{bits}a16", scheme)
     changes: dict[str, Any] = {
         "bits": bits, "group_size": group_size, "symmetric": symmetric, "offsets": offsets,
-        "float_inputs": float_inputs,
+        "float_inputs": float_inputs, "half_scales": half_scales,
     }  # fmt: skip
     return _changed(scheme, {field: value for field, value in changes.items() if value is not None})
 
@@ -219,7 +228,7 @@ def _changed(scheme: Scheme, changes: Mapping[str, Any]) -> Scheme:
     return replace(scheme, **(implied | dict(changes)))
 
 
-_FIELDS = ("bits", "group_size", "symmetric", "offsets", "float_inputs")
+_FIELDS = ("bits", "group_size", "symmetric", "offsets", "float_inputs", "half_scales")
 
 
 def override(base: Scheme, change: Any) -> Scheme | None:

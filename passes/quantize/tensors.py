@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir
 
 from ...ir.graph import tensor_of
-from ...ir.weights import Shared, lazy
+from ...ir.weights import Shared, Widened, lazy
 from .rtn import Array, Codes, pack
 from .scheme import PER_CHANNEL, Scheme
 from .targets import Weight
@@ -42,6 +42,19 @@ def described(name: str, n: int, k: int, scheme: Scheme, size: int) -> dict[str,
     }
 
 
+def precision(weight: Weight, scheme: Scheme) -> onnx_ir.DataType:
+    """The type that scales and offsets of a weight are rounded to."""
+    tensor = tensor_of(weight.value)
+    assert tensor is not None
+    half = scheme.half_scales and tensor.dtype == onnx_ir.DataType.FLOAT
+    return onnx_ir.DataType.FLOAT16 if half else tensor.dtype
+
+
+def stored(numbers: onnx_ir.TensorProtocol, dtype: onnx_ir.DataType) -> onnx_ir.TensorProtocol:
+    """Scales or offsets in their own precision, as a tensor of the type that the graph multiplies by."""
+    return numbers if numbers.dtype == dtype else Widened(numbers)
+
+
 def packs(weight: Weight, scheme: Scheme) -> bool:
     """Whether the codes of a weight are packed row by row: a row of an odd number of codes would end in mid-byte."""
     return scheme.stored_bits == 4 and weight.layout == "nk" and weight.channels[1] % 2 == 0
@@ -58,7 +71,7 @@ def deferred(compute: Callable[[], Codes], weight: Weight, scheme: Scheme) -> Te
     )
     return (
         lazy(lambda: place.codes(shared.get()), place.small, place.shape),
-        lazy(lambda: place.scales(shared.get()), place.dtype, place.scale_shape),
+        stored(lazy(lambda: place.scales(shared.get()), place.precision, place.scale_shape), place.dtype),
         zeros,
     )
 
@@ -69,7 +82,7 @@ def ready(codes: Codes, weight: Weight, scheme: Scheme) -> Tensors:
     zeros = (
         _middle(place.small, place.scale_shape, scheme.levels // 2) if scheme.symmetric else place.zero_points(codes)
     )
-    return place.codes(codes), place.scales(codes), zeros
+    return place.codes(codes), stored(place.scales(codes), place.dtype), zeros
 
 
 class _Place:
@@ -79,7 +92,7 @@ class _Place:
         tensor = tensor_of(weight.value)
         assert tensor is not None
         n, k = weight.channels
-        self.dtype = tensor.dtype
+        self.dtype, self.precision = tensor.dtype, precision(weight, scheme)
         self.small = onnx_ir.DataType.UINT4 if scheme.stored_bits == 4 else onnx_ir.DataType.UINT8
         self.shape = tuple(int(d) for d in tensor.shape.numpy())
         self._turned = weight.layout == "kn"
@@ -101,7 +114,7 @@ class _Place:
 
     def scales(self, codes: Codes) -> onnx_ir.TensorProtocol:
         array = self._arranged(codes.scales, self.scale_shape)
-        return onnx_ir.Tensor(array.astype(self.dtype.numpy()), dtype=self.dtype)
+        return onnx_ir.Tensor(array.astype(self.precision.numpy()), dtype=self.precision)
 
     def zero_points(self, codes: Codes) -> onnx_ir.TensorProtocol:
         assert codes.zero_points is not None

@@ -46,11 +46,12 @@ class Quantize(Pass):
             added by a thin product beside the kernel: weights that such a format has rounded before lose nothing.
             Embeddings, and pruned weights, keep zero points.
         float_inputs: 4-bit products take their inputs as they are; the fast kernel rounds them to 8 bits a block.
+        half_scales: scales and offsets in float16, two bytes a group less in the file.
         include: selectors of what to quantize; everything if empty.
         exclude: selectors of what to leave float.
         overrides: (selector, change) pairs, first match wins; a change is a scheme name, a mapping of ``bits``,
-            ``group_size``, ``symmetric``, ``offsets``, ``float_inputs``, or ``"float"``. A mapping from selectors to
-            changes is taken, too.
+            ``group_size``, ``symmetric``, ``offsets``, ``float_inputs``, ``half_scales``, or ``"float"``. A mapping
+            from selectors to changes is taken, too.
         method: ``"rtn"`` rounds to nearest; ``"gptq"`` rounds for the calibration inputs (Frantar et al. 2022);
             ``"clip"`` rounds to nearest in ranges searched for the inputs (Lin et al. 2024), ``"learned_clip"`` in
             ranges learned for them (OmniQuant, Shao et al. 2023); ``"signround"`` learns which way to round, too (Cheng
@@ -96,6 +97,7 @@ class Quantize(Pass):
     symmetric: bool | None = None
     offsets: bool | None = None
     float_inputs: bool | None = None
+    half_scales: bool | None = None
     include: str | Sequence[str] = ()
     exclude: str | Sequence[str] = ()
     overrides: Mapping[str, Any] | Sequence[tuple[str, Any]] = ()
@@ -195,7 +197,7 @@ class Quantize(Pass):
         """Fields of the scheme that the options change; None where they do not."""
         return {
             "bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric, "offsets": self.offsets,
-            "float_inputs": self.float_inputs,
+            "float_inputs": self.float_inputs, "half_scales": self.half_scales,
         }  # fmt: skip
 
     def _wishes(self) -> auto.Wishes:
