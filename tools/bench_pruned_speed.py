@@ -210,7 +210,8 @@ def tables(results: Mapping[str, Any], loss: Mapping[str, float]) -> dict[str, s
         blocks["composition"] = composition(results, loss)
     if FLOAT in results.get("cosine", {}):
         rows = ["| MiniLM | mean cosine with float32, 200 sentences |", "|---|---:|"]
-        rows += [f"| {name} | {value:.4f} |" for name, value in results["cosine"].items()]
+        cosine = results["cosine"]
+        rows += [f"| {name} | {cosine[name]:.4f} |" for name in ENCODERS if name in cosine]
         blocks["encoder"] = "\n".join(rows)
     return blocks
 
@@ -286,6 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--compress", action="store_true", help="make the models and compare what they compute")
     parser.add_argument("--time", action="store_true", help="measure the models that are there")
+    parser.add_argument("--render", action="store_true", help="measure nothing, write the tables from the results")
     parser.add_argument("--only", choices=sorted(PARTS), help="one part of both")
     parser.add_argument("--side", help="make only the model of this name")
     parser.add_argument("--rounds", type=int, default=7)
@@ -295,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.work.mkdir(parents=True, exist_ok=True)
     path = options.out / "pruned_speed.json"
     found: dict[str, Any] = {}
-    everything = not (options.compress or options.time)
+    everything = not (options.compress or options.time or options.render)
     if options.compress or everything:
         for name, make in COMPRESS.items():
             if options.only in (None, name):
