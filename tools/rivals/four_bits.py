@@ -163,7 +163,7 @@ def burnish(source: Path, passes: str, data: Callable[[], list[Feeds]] | None) -
 
 
 LEARN = "quantize({options}),learn_codes(steps={steps},batch=1,outputs=last_hidden_state)"
-_GROUPS, _ERRORS = f"group_size={GROUP}", "propagate=errors"
+_GROUPS, _ERRORS, _HALF = f"group_size={GROUP}", "propagate=errors", "half_scales=true"
 _TABLE = "overrides={'embeddings':'w8a16'}"
 
 
@@ -181,6 +181,7 @@ def encoders() -> dict[str, Make]:
         ("gptq on sentences", _GROUPS),
         ("gptq on sentences, errors propagated", f"{_GROUPS},{_ERRORS}"),
         ("gptq on sentences, errors propagated, offsets", f"{_GROUPS},{_ERRORS},offsets=true"),
+        ("gptq on sentences, errors propagated, half scales", f"{_GROUPS},{_ERRORS},{_HALF}"),
     ):
         ways[f"Burnish, {name}"] = burnish(folder, f"quantize({options})", partial(_sentences, 128))
     for name, options, steps, inputs in (
@@ -204,10 +205,12 @@ def decoders() -> dict[str, Make]:
     ways["Burnish, gptq"] = burnish(source, "rotate,quantize(group_size=32)", lambda: _data(model))
     propagated = "rotate,quantize(group_size=32,propagate=errors)"
     ways["Burnish, gptq, errors propagated"] = burnish(source, propagated, lambda: _data(model))
+    ways["Burnish, gptq, half scales"] = burnish(source, f"rotate,quantize({_GROUPS},{_HALF})", lambda: _data(model))
     # SmolLM2's file was rounded to a scale and an offset a group before: these find its codes again, as hqq does.
-    grid = "group_size=32,offsets=true,method=rtn"
-    ways["Burnish, rtn, offsets, embedding in 8 bits"] = burnish(
-        source, f"quantize({grid},overrides={{'lm_head':'w8a16'}})", None
+    grid = f"{_GROUPS},offsets=true,method=rtn"
+    table = "overrides={'lm_head':{'bits':8,'offsets':false}}"
+    ways["Burnish, rtn, offsets, half scales, embedding in 8 bits"] = burnish(
+        source, f"quantize({grid},{_HALF},{table})", None
     )
     ways["Burnish, rtn, offsets, inputs and embedding in float32"] = burnish(
         source, f"quantize({grid},float_inputs=true,exclude=lm_head)", None
