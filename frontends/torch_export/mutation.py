@@ -9,16 +9,29 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
 from ...ir.remarks import Remark
+from .builder import Builder
 from .registry import functional_name, is_mutable, overload_name
 from .views import INVERSES
 
-if TYPE_CHECKING:
-    from .importer import Importer
+
+class Values(Protocol):
+    """What nodes stand for while a graph is built."""
+
+    builder: Builder
+
+    def value(self, arg: Any) -> Any:
+        """The graph's value (or number) of an FX argument, mutations so far included."""
+
+    def assign(self, node: torch.fx.Node, value: Any) -> None:
+        """Let an FX node stand for another value from here on."""
+
+    def translate(self, node: torch.fx.Node) -> Any:
+        """Apply the rule of a node to its arguments."""
 
 
 @dataclass
@@ -32,8 +45,8 @@ class _View:
 class Aliases:
     """Keeps track of views and writes in one graph; does nothing in a graph without writes."""
 
-    def __init__(self, importer: Importer, graph: torch.fx.Graph) -> None:
-        self._importer = importer
+    def __init__(self, values: Values, graph: torch.fx.Graph) -> None:
+        self._of = values
         self.active = any(_mutates(node) for node in graph.nodes)
         self._views: dict[torch.fx.Node, _View] = {}
         self._versions: dict[torch.fx.Node, int] = {}
@@ -51,7 +64,7 @@ class Aliases:
         if _mutates(node):
             target = node.args[0]
             assert isinstance(target, torch.fx.Node)
-            value = self._importer.value(node)
+            value = self._of.value(node)
             self._write(target, value)
             # The result of an in-place operator is its first argument.
             self._views[node] = _View(target, self._versions.get(target, 0))
@@ -72,15 +85,15 @@ class Aliases:
         view.seen = version
         self._versions[node] = self._versions.get(node, 0) + 1
         if _mutates(node):
-            self._importer.assign(node, self._importer.value(view.base))
+            self._of.assign(node, self._of.value(view.base))
             return
-        builder = self._importer.builder
+        builder = self._of.builder
         state = builder.state()
         source = node.args[0] if node.target is operator.getitem else None
         if isinstance(source, torch.fx.Node):
-            self._importer.assign(node, self._importer.translate(source)[node.args[1]])
+            self._of.assign(node, self._of.translate(source)[node.args[1]])
         else:
-            self._importer.assign(node, self._importer.translate(node))
+            self._of.assign(node, self._of.translate(node))
         builder.begin(*state)
 
     def lost(self) -> list[Remark]:
@@ -96,7 +109,7 @@ class Aliases:
             self._views[node] = _View(base, self._versions.get(base, 0))
 
     def _write(self, node: torch.fx.Node, value: Any) -> None:
-        self._importer.assign(node, value)
+        self._of.assign(node, value)
         self._versions[node] = self._versions.get(node, 0) + 1
         view = self._views.get(node)
         if view is None:
@@ -105,16 +118,16 @@ class Aliases:
             self._write(view.base, value)
         else:
             inverse = self._inverse(node)
-            builder = self._importer.builder
+            builder = self._of.builder
             base_meta = view.base.meta["val"]
-            whole = inverse(builder, self._importer.value(view.base), value, base_meta, *_arguments(node))
+            whole = inverse(builder, self._of.value(view.base), value, base_meta, *_arguments(node))
             self._write(view.base, whole)
         view.seen = self._versions[view.base]
 
     def _inverse(self, node: torch.fx.Node) -> Callable[..., Any]:
         inverse = INVERSES.get(overload_name(node.target))
         if inverse is None:
-            raise self._importer.builder.unsupported(
+            raise self._of.builder.unsupported(
                 f"a write through the view made by {overload_name(node.target)} cannot be expressed"
             )
         return inverse

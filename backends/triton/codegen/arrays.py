@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Protocol, TypeAlias
 
 import onnx_ir
+import sympy
 
 from .indexing import ONE, Expr, Index, Ranges
-
-if TYPE_CHECKING:
-    from .reading import Reader
 
 TYPES: dict[onnx_ir.DataType, str] = {
     onnx_ir.DataType.FLOAT: "float32", onnx_ir.DataType.DOUBLE: "float64", onnx_ir.DataType.FLOAT16: "float16",
@@ -37,6 +35,19 @@ BYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int64": 8, "u
 
 class Unfit(Exception):
     """An operator, as it stands, is not for a generated kernel; the message says why."""
+
+
+class Place(Protocol):
+    """Where an array is read from: what is known there of indices."""
+
+    @property
+    def ranges(self) -> Ranges:
+        """Of the index symbols."""
+        ...
+
+    def element(self, array: Array, index: Index, extent: Expr) -> sympy.Symbol:
+        """An element of an integer array, from 0 to ``extent``, as a symbol for indices."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +105,7 @@ class Moved(Array):
     """
 
     operand: Array
-    where: Callable[[Reader, Index], Index]
+    where: Callable[[Place, Index], Index]
     reads: tuple[Array, ...] = ()
     reshape: bool = False
 
@@ -216,7 +227,7 @@ def reduce(kind: str, x: Array, axes: Sequence[int]) -> Array:
     return Reduce(shape, x.dtype, kind, x, tuple(sorted(axes)))
 
 
-def moved(x: Array, shape: Shape, where: Callable[[Reader, Index], Index], *reads: Array) -> Array:
+def moved(x: Array, shape: Shape, where: Callable[[Place, Index], Index], *reads: Array) -> Array:
     """Elements of ``x`` at other places, which other arrays may decide."""
     return Moved(shape, x.dtype, x, where, reads)
 
@@ -256,7 +267,7 @@ def reshaped(x: Array, shape: Shape) -> Array:
     lead, trail = _matched(x.shape, shape)
     before, after = x.shape[lead : len(x.shape) - trail], shape[lead : len(shape) - trail]
 
-    def where(reader: Reader, index: Index) -> Index:
+    def where(reader: Place, index: Index) -> Index:
         middle = index[lead : len(index) - trail]
         kept = index[len(index) - trail :]
         if not before:
@@ -280,7 +291,7 @@ def transposed(x: Array, order: Sequence[int]) -> Array:
     if list(order) == list(range(len(order))):
         return x
 
-    def where(reader: Reader, index: Index) -> Index:
+    def where(reader: Place, index: Index) -> Index:
         source = list(index)
         for n, axis in enumerate(order):
             source[axis] = index[n]

@@ -14,6 +14,7 @@ from ..arrays import (
     Bound,
     Choice,
     Number,
+    Place,
     Position,
     Unfit,
     broadcast_shape,
@@ -26,7 +27,6 @@ from ..arrays import (
     tile_type,
 )
 from ..indexing import ONE, ZERO, Index
-from ..reading import Reader
 from .registry import Operator, Result, rule
 
 _UNARY = {
@@ -415,13 +415,13 @@ def _rotary(op: Operator) -> Result:
             return r.quotient(at, sympy.Integer(2)), r.remainder(at, sympy.Integer(2))  # type: ignore[attr-defined]
         return r.remainder(at, sympy.Integer(half)), r.quotient(at, sympy.Integer(half))  # type: ignore[attr-defined]
 
-    def partner(reader: Reader, index: Index) -> Index:
+    def partner(reader: Place, index: Index) -> Index:
         number_, second = pair(reader.ranges, index)
         at = 2 * number_ + 1 - second if paired else number_ + half * (1 - second)
         return (*index[:last], sympy.expand(at))
 
     def angle(table: Array) -> Array:
-        def where(reader: Reader, index: Index) -> Index:
+        def where(reader: Place, index: Index) -> Index:
             number_, _ = pair(reader.ranges, index)
             if positions is None:
                 return (index[0] if table.shape[0] != 1 else ZERO, index[sequence], number_)

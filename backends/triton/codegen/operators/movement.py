@@ -14,6 +14,7 @@ from ..arrays import (
     Bound,
     Choice,
     Number,
+    Place,
     Position,
     Unfit,
     cast,
@@ -25,10 +26,9 @@ from ..arrays import (
     transposed,
 )
 from ..indexing import ZERO, Expr, Index, Ranges
-from ..reading import Reader
 from .registry import Operator, Result, rule
 
-_Where: TypeAlias = "Callable[[Reader, Index], Index]"
+_Where: TypeAlias = "Callable[[Place, Index], Index]"
 
 
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -50,7 +50,7 @@ def _expand(op: Operator) -> Result:
 def _tile(op: Operator) -> Result:
     x = op[0]
 
-    def where(reader: Reader, index: Index) -> Index:
+    def where(reader: Place, index: Index) -> Index:
         return tuple(reader.ranges.remainder(i, size) for i, size in zip(index, x.shape, strict=True))
 
     return moved(x, op.shape(), where)
@@ -59,7 +59,7 @@ def _tile(op: Operator) -> Result:
 def along(x: Array, axis: int, shape: Index, place: Callable[[Ranges, Expr], Expr]) -> Array:
     """``x`` read at another place along one axis."""
 
-    def where(reader: Reader, index: Index) -> Index:
+    def where(reader: Place, index: Index) -> Index:
         return (*index[:axis], place(reader.ranges, index[axis]), *index[axis + 1 :])
 
     return moved(x, shape, where)
@@ -161,7 +161,7 @@ def _gather(op: Operator) -> Result:
     indices = whole_index(op[1], x.shape[axis])
     rank = len(op[1].shape)
 
-    def where(reader: Reader, index: Index) -> Index:
+    def where(reader: Place, index: Index) -> Index:
         chosen = reader.element(indices, index[axis : axis + rank], x.shape[axis])
         return (*index[:axis], chosen, *index[axis + rank :])
 
@@ -174,7 +174,7 @@ def _gather_elements(op: Operator) -> Result:
     axis = op.axis(0, len(x.shape))
     indices = whole_index(op[1], x.shape[axis])
 
-    def where(reader: Reader, index: Index) -> Index:
+    def where(reader: Place, index: Index) -> Index:
         return (*index[:axis], reader.element(indices, index, x.shape[axis]), *index[axis + 1 :])
 
     return moved(x, op[1].shape, where, indices)
@@ -195,7 +195,7 @@ def _gather_nd(op: Operator) -> Result:
         for n in range(int(width))
     ]
 
-    def where(reader: Reader, index: Index) -> Index:
+    def where(reader: Place, index: Index) -> Index:
         chosen = [reader.element(c, index[:lead], x.shape[batch + n]) for n, c in enumerate(columns)]
         return (*index[:batch], *chosen, *index[lead:])
 
@@ -346,7 +346,7 @@ def _reverse(op: Operator) -> Result:
     length = moved(cast(lengths, "int64"), x.shape, lambda reader, index: (index[batch],))
     source = compute("tl.where({0} < {1}, {1} - 1 - {0}, {0})", at, length, dtype="int64")
 
-    def where(reader: Reader, index: Index) -> Index:
+    def where(reader: Place, index: Index) -> Index:
         return tuple(reader.element(source, index, x.shape[time]) if n == time else i for n, i in enumerate(index))
 
     return moved(x, x.shape, where, source)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import onnx_ir
 import sympy
 
-from ..arrays import SMALL_FLOATS, Array, Unfit, cast, compute, moved, number, reshaped
+from ..arrays import SMALL_FLOATS, Array, Place, Unfit, cast, compute, moved, number, reshaped
 from ..indexing import ONE, Index
-from ..reading import Reader
 from .registry import Operator, Result, rule
 
 _RANGE = {
@@ -25,7 +24,7 @@ def _spread(parameter: Array, x: Array, axis: int, block: int) -> Array:
         shape = x.shape
         step = sympy.Integer(block)
 
-        def where(reader: Reader, index: Index) -> Index:
+        def where(reader: Place, index: Index) -> Index:
             return tuple(reader.ranges.quotient(i, step) if n == axis else i for n, i in enumerate(index))
 
         return moved(parameter, shape, where)

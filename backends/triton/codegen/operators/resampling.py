@@ -7,9 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import sympy
 
-from ..arrays import FLOATS, Array, Bound, Choice, Position, Unfit, cast, compute, expanded, moved, number
+from ..arrays import FLOATS, Array, Bound, Choice, Place, Position, Unfit, cast, compute, expanded, moved, number
 from ..indexing import ZERO, Expr, Index
-from ..reading import Reader
 from .movement import along, looked_up
 from .registry import Operator, Result, rule
 
@@ -117,7 +116,7 @@ def _linear(x: Array, axis: int, shape: Index, scale: float, way: str) -> Array:
     share = compute("tl.minimum(tl.maximum({0} - {1}.to(tl.float32), 0.0), 1.0)", source, low, dtype="float32")
 
     def side(which: Array) -> Array:
-        def where(reader: Reader, index: Index) -> Index:
+        def where(reader: Place, index: Index) -> Index:
             return tuple(reader.element(which, index, size) if n == axis else i for n, i in enumerate(index))
 
         return moved(x, shape, where, which)
