@@ -10,10 +10,12 @@ from typing import Any
 
 from ..ir.errors import OptionError
 from ..passes.spec import Passes
-from .build import Built, build, recipe
+from .build import build
 from .calibration import DataFile
+from .compilation import Built
 from .model import CompiledModel
 from .progress import terminal_progress
+from .recipe import recipe
 from .report import Report
 from .source import Source
 from .storage import check_target, is_file_target, publish

@@ -148,7 +148,7 @@ def test_a_failed_compilation_leaves_nothing(network: Callable, folder: Path, mo
     def fail(*args: object, **kwargs: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("burnish.compiler.build.write", fail)
+    monkeypatch.setattr("burnish.compiler.compilation.write", fail)
     with pytest.raises(KeyboardInterrupt):
         burnish.compile(network().path, cache=folder)
     assert list(folder.iterdir()) == []

@@ -219,7 +219,7 @@ def test_interrupt(network: Callable, tmp_path: Path) -> None:
     out.mkdir()
     program = (
         "import sys, time; sys.argv = ['burnish', 'compile', sys.argv[1], '-o', sys.argv[2], '--no-cache']\n"
-        "import burnish.compiler.build as b\n"
+        "import burnish.compiler.compilation as b\n"
         "def wait(*a, **k): print('waiting', flush=True); time.sleep(60)\n"
         "b.write = wait\n"
         "from burnish.compiler.cli import main\n"
