@@ -25,7 +25,7 @@ _W3 = "bits=3,group_size=128,overrides={'lm_head':'float'}"
 _DYNAMIC = "quantize(scheme=w8a8,method=rtn)"
 _STATIC = "quantize(scheme=w8a8_static,method=rtn)"
 _OWQ = "keep_columns=2,keep_in=['*.down_proj','*.o_proj']"
-_LIGHT = "overrides={'*.self_attn.*':{'symmetric':true},'*.gate_proj':{'symmetric':true}}"
+_WIDE = "overrides={'lm_head':{'group_size':64}}"
 _GRID = "group_size=32,offsets=true,half_scales=true,method=rtn,overrides={'lm_head':{'bits':8,'offsets':false}}"
 _SYMMETRIC = "overrides={'*.q_proj':{'symmetric':true},'*.k_proj':{'symmetric':true}}"
 
@@ -48,8 +48,8 @@ RECIPES: dict[str, Recipe] = {
     "mix of 4.6 bits: g64, q and k symmetric, rotation + GPTQ, refined + OWQ of down and o, 64 sequences": Recipe(
         f"rotate,quantize({_OWQ},{_SYMMETRIC})", data=64, limit=1.08
     ),
-    "mix of 4.6 bits: g32, half scales, attention and gate symmetric, rotation + GPTQ, refined": Recipe(
-        f"rotate,quantize(group_size=32,half_scales=true,{_LIGHT})", limit=1.08
+    "mix of 4.6 bits: g32, table g64, half scales, rotation + GPTQ, refined": Recipe(
+        f"rotate,quantize(group_size=32,half_scales=true,{_WIDE})", limit=1.08
     ),
     "g32 RTN": Recipe("quantize(group_size=32)", data=0),
     "g32 GPTQ, refined": Recipe("quantize(group_size=32)"),
