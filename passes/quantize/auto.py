@@ -53,11 +53,18 @@ class Wishes:
     generated: int | None
     candidates: tuple[str, ...]
     nearest: bool
+    half_scales: bool = False
 
     @property
     def schemes(self) -> list[Scheme]:
         """What may be chosen."""
-        return [*(NAMED[name] for name in self.candidates or _DEFAULT), *([] if self.candidates else [_FINE])]
+        return self.considered[:-1] if self.candidates else self.considered
+
+    @property
+    def considered(self) -> list[Scheme]:
+        """What something is said of."""
+        schemes = [*(NAMED[name] for name in self.candidates or _DEFAULT), _FINE]
+        return [replace(s, half_scales=self.half_scales and s.takes_half_scales) for s in schemes]
 
 
 @dataclass
@@ -195,7 +202,7 @@ class _Choice:
             time_ratio=round(after / before, 4),
             **{name: count for name, count in counts.items()},
         )
-        for scheme in [*(NAMED[name] for name in wishes.candidates or _DEFAULT), _FINE]:
+        for scheme in wishes.considered:
             if str(scheme) in counts:
                 continue
             pairs = [(self._time(w, scheme), self._time(w, None))
@@ -300,7 +307,7 @@ class _Choice:
 def _own(weight: Weight, scheme: Scheme) -> Scheme:
     """The scheme of a weight in a unit of it: one that a pass asked to keep precise has 8 bits."""
     raised = any(PRECISE in node.metadata_props for node in weight.products)
-    return NAMED["w8a16"] if raised and scheme.bits < 8 else scheme
+    return replace(NAMED["w8a16"], half_scales=scheme.half_scales) if raised and scheme.bits < 8 else scheme
 
 
 def _units(weights: Sequence[Weight]) -> list[Unit]:

@@ -100,7 +100,7 @@ def rewrite(
     """
     tensor = tensor_of(weight.value)
     assert tensor is not None
-    (n, k), kind = weight.channels, precision(weight, scheme)
+    n, k = weight.channels
     anchor = min((node for node, _ in weight.readers), key=lambda node: order[node])
     edit.at(anchor, weight.users)
     codes, scales, zeros = tensors
@@ -130,5 +130,5 @@ def rewrite(
     if scheme.float_inputs:
         made.metadata_props[FLOAT_INPUTS] = "true"
     take_place(edit, weight, new)
-    size = stored_bytes(n, k, scheme, int(kind.itemsize))
+    size = stored_bytes(n, k, scheme, int(tensor.dtype.itemsize))
     return described(name, n, k, scheme, size)

@@ -108,7 +108,7 @@ class Scheme:
                 if self.activations is None else "float_inputs contradicts activations in 8 bits",
                 where="Quantize", fix="use 4 bits, or leave out float_inputs",
             )  # fmt: skip
-        if self.half_scales and (self.format != "int" or (self.activations is not None and not self.by_kernel)):
+        if self.half_scales and not self.takes_half_scales:
             raise OptionError(
                 "half_scales is for integer weights beside inputs that the graph leaves in floating point",
                 where="Quantize", fix="leave it out",
@@ -144,6 +144,11 @@ class Scheme:
     def by_kernel(self) -> bool:
         """Whether the kernel of the product rounds the other operand itself, in groups."""
         return self.activations is not None and self.group_size != PER_CHANNEL
+
+    @property
+    def takes_half_scales(self) -> bool:
+        """Whether scales may be float16 numbers where the weights were float32 ones."""
+        return self.format == "int" and (self.activations is None or self.by_kernel)
 
     @property
     def levels(self) -> int:

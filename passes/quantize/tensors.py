@@ -26,7 +26,7 @@ def stored_bytes(n: int, k: int, scheme: Scheme, scale_bytes: int = 4) -> int:
     implied = scheme.symmetric and scheme.bits == scheme.stored_bits
     zeros = 0 if implied else -(-groups * scheme.stored_bits // 8)
     numbers = 2 * groups if scheme.offsets else groups
-    return n * (-(-padded * scheme.stored_bits // 8) + numbers * scale_bytes + zeros)
+    return n * (-(-padded * scheme.stored_bits // 8) + numbers * (2 if scheme.half_scales else scale_bytes) + zeros)
 
 
 def described(name: str, n: int, k: int, scheme: Scheme, size: int) -> dict[str, Any]:

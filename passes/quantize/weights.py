@@ -46,7 +46,8 @@ class Quantize(Pass):
             added by a thin product beside the kernel: weights that such a format has rounded before lose nothing.
             Embeddings, and pruned weights, keep zero points.
         float_inputs: 4-bit products take their inputs as they are; the fast kernel rounds them to 8 bits a block.
-        half_scales: scales and offsets in float16, two bytes a group less in the file.
+        half_scales: scales and offsets in float16, two bytes a group less in the file; the scheme "auto" does it for
+            ``objective="size"``.
         include: selectors of what to quantize; everything if empty.
         exclude: selectors of what to leave float.
         overrides: (selector, change) pairs, first match wins; a change is a scheme name, a mapping of ``bits``,
@@ -178,7 +179,7 @@ class Quantize(Pass):
             )
         if self.prompt < 1 or (self.generated is not None and self.generated < 0):
             raise OptionError("prompt and generated are numbers of tokens", where="Quantize", fix="use 1 or more")
-        if any(value is not None for value in self._fields.values()):
+        if any(value is not None for name, value in self._fields.items() if name != "half_scales"):
             raise OptionError(
                 "the scheme 'auto' chooses bits and groups itself", where="Quantize", fix="leave these options out"
             )
@@ -202,8 +203,9 @@ class Quantize(Pass):
 
     def _wishes(self) -> auto.Wishes:
         assert self.budget is not None
+        half = self.objective == "size" if self.half_scales is None else self.half_scales
         return auto.Wishes(
-            self.budget, self.objective, self.prompt, self.generated, tuple(self.candidates), self.method == "rtn"
+            self.budget, self.objective, self.prompt, self.generated, tuple(self.candidates), self.method == "rtn", half
         )
 
     def _overrides(self, base: Scheme) -> list[tuple[selectors.Selector, Scheme | None]]:

@@ -146,6 +146,15 @@ def test_a_damaged_table_is_measured_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("steady")
+def test_scales_are_halves_where_size_counts(cache: Path) -> None:
+    sizes = {}
+    for half in (None, True, False):
+        report = chosen(cache, budget=0.1, objective="size", prompt=1, method="rtn", half_scales=half)
+        sizes[half] = report.weight_bytes
+    assert sizes[None] == sizes[True] < 0.96 * sizes[False]
+
+
+@pytest.mark.usefixtures("steady")
 def test_an_override_keeps_its_scheme(cache: Path) -> None:
     """Even where it is the one that is written when nothing is chosen."""
     given = (("*up", "w4a16"), ("*gate", "float"))
