@@ -104,7 +104,7 @@ class Scheme:
             )
         if self.float_inputs and (self.stored_bits != 4 or self.activations is not None or self.format != "int"):
             raise OptionError(
-                f"no kernel multiplies inputs in floating point by {self._weights()} weights at a bearable speed"
+                f"no kernel takes inputs in floating point and weights in {self._weights()} at a bearable speed"
                 if self.activations is None else "float_inputs contradicts activations in 8 bits",
                 where="Quantize", fix="use 4 bits, or leave out float_inputs",
             )  # fmt: skip

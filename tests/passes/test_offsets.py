@@ -159,7 +159,7 @@ def test_options() -> None:
         ({"offsets": True, "symmetric": False}, "offsets take the place of zero points"),
         ({"scheme": "w8a8", "offsets": True}, "offsets take the place of zero points"),
         ({"scheme": "nf4", "offsets": True}, "offsets take the place of zero points"),
-        ({"bits": 8, "float_inputs": True}, "no kernel multiplies inputs in floating point by 8-bit"),
+        ({"bits": 8, "float_inputs": True}, "no kernel takes inputs in floating point and weights in 8-bit"),
         ({"scheme": "w4a8", "float_inputs": True}, "contradicts activations in 8 bits"),
         ({"scheme": "auto", "budget": 0.1, "offsets": True}, "chooses bits and groups itself"),
     ):
