@@ -5,7 +5,7 @@ from typing import Any
 import burnish
 import pytest
 import torch
-from burnish.compiler import build
+from burnish.compiler import compilation
 from burnish.ir.errors import VerificationError
 
 
@@ -23,13 +23,13 @@ def test_operators_that_run_are_counted() -> None:
 
 
 def test_an_operator_that_does_not_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "asked", lambda graph: {"MatMulNBits": 2})
+    monkeypatch.setattr(compilation, "asked", lambda graph: {"MatMulNBits": 2})
     with pytest.raises(VerificationError, match="2 MatMulNBits were asked for, the runtime runs 1"):
         _compile()
 
 
 def test_a_large_file_is_opened_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_CHECKED_SIZE", 0)
+    monkeypatch.setattr(compilation, "_CHECKED_SIZE", 0)
     assert any("not opened to count" in reason for reason in _reasons(_compile()))
     assert any("the runtime runs" in reason for reason in _reasons(_compile(verify="numerics")))
     assert not any("the runtime runs" in reason for reason in _reasons(_compile(verify="off")))
