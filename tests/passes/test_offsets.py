@@ -155,16 +155,17 @@ def test_options() -> None:
     assert override(Q4_1, {"offsets": False}) == Scheme(4, 32, symmetric=False)
     assert override(NAMED["w4a16"], {"offsets": True}) == Scheme(4, 64, symmetric=True, offsets=True)
     assert str(resolve("w4a16", float_inputs=True)) == "4-bit asymmetric, one scale per group of 64, inputs as they are"
-    for options, message in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"offsets": True, "symmetric": False}, "offsets take the place of zero points"),
         ({"scheme": "w8a8", "offsets": True}, "offsets take the place of zero points"),
         ({"scheme": "nf4", "offsets": True}, "offsets take the place of zero points"),
         ({"bits": 8, "float_inputs": True}, "no kernel takes inputs in floating point and weights in 8-bit"),
         ({"scheme": "w4a8", "float_inputs": True}, "contradicts activations in 8 bits"),
         ({"scheme": "auto", "budget": 0.1, "offsets": True}, "chooses bits and groups itself"),
-    ):
+    ]
+    for options, message in cases:
         with pytest.raises(OptionError, match=message):
-            Quantize(**options)  # type: ignore[arg-type]
+            Quantize(**options)
 
 
 def test_inputs_as_they_are() -> None:
