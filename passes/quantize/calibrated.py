@@ -113,7 +113,7 @@ class Calibrated:
             codes = rtn.quantize(array, scheme, transposed=turned, precision=kind.numpy())
             found = rtn.dequantize(codes, scheme, k)
             if held is not None:
-                found += offsets.spread(rtn.as_float32(held.numpy().T), k)
+                found += offsets.spread(offsets.read(held), k)
             return (found.T if turned else found).reshape(array.shape)
 
         self._walk.replace(weight.value, restored)
@@ -145,7 +145,7 @@ class Calibrated:
         held: onnx_ir.TensorProtocol | None = None
         if scheme.offsets:
             held = offsets.stored(offsets.find(matrix, scheme), weight, scheme)
-            matrix = offsets.without(matrix, rtn.as_float32(held.numpy().T))
+            matrix = offsets.without(matrix, offsets.read(held))
         which: Array | None = None
         try:
             nearest = rtn.quantize(matrix, scheme, precision=precision)
@@ -173,7 +173,7 @@ class Calibrated:
         if self._walk is not None:
             restored = matrix - left
             if held is not None:
-                restored += offsets.spread(rtn.as_float32(held.numpy().T), k)
+                restored += offsets.spread(offsets.read(held), k)
             self._walk.replace(weight.value, (restored.T if weight.layout == "kn" else restored).reshape(array.shape))
         figures: dict[str, Any] = {"method": self.method}
         lost = gptq.output_error(left, hessian)

@@ -57,6 +57,11 @@ def without(matrix: Array, offsets: Array) -> Array:
     return (matrix.reshape(*offsets.shape, -1) - offsets[..., None]).reshape(matrix.shape)
 
 
+def read(factor: onnx_ir.TensorProtocol) -> Array:
+    """Offsets [n, groups], float32, out of the factor that :func:`stored` made of them."""
+    return as_float32(factor.numpy().T)
+
+
 def spread(offsets: Array, k: int) -> Array:
     """Offsets [n, groups] of each of ``k`` weights of a channel: [n, k]."""
     spread: Array = np.repeat(offsets, k // offsets.shape[1], axis=1)
@@ -86,7 +91,7 @@ def left(weight: Weight, offsets: onnx_ir.TensorProtocol) -> onnx_ir.TensorProto
     assert tensor is not None
 
     def compute() -> Array:
-        rest = without(_matrix(tensor, turned), as_float32(offsets.numpy().T))
+        rest = without(_matrix(tensor, turned), read(offsets))
         return np.ascontiguousarray(rest.T if turned else rest).astype(tensor.dtype.numpy())
 
     return lazy(compute, tensor.dtype, tensor.shape.numpy(), weight.value.name)
