@@ -127,8 +127,9 @@ def compile_once(
         context = pass_context(stack, imported, how.target, calibration, folder.parent, store, progress, how.passes)
         times = asked_for(how.passes, None if store is None else store.folder)
         clock = None if times is None else times.unlowered
-        in_order = None if observe is None else observe.sequential
-        context = replace(context, observe=observe, observe_made_up=random, sequential=in_order, clock=clock)
+        context = replace(context, observe=observe, observe_made_up=random, clock=clock)
+        if observe is not None:
+            context = replace(context, observe_together=observe.together, sequential=observe.sequential)
         accuracy = accuracy_check(
             stack, imported, how.passes, how.evaluation, how.verify, how.target, calibration, folder.parent, remarks
         )

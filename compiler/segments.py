@@ -90,19 +90,21 @@ def split(base: Graph, sizes: Mapping[str, int], memory: int) -> list[Segment]:
     return segments
 
 
-def write_segment(base: Path, segment: Segment, before: Sequence[str], observer: Observer, path: Path) -> list[str]:
-    """Write a segment with the observer's operators; its weights stay in the file of the whole graph.
+def write_segment(
+    base: Path, segment: Segment, before: Sequence[str], wanted: Mapping[str, Sequence[Observer]], path: Path
+) -> list[str]:
+    """Write a segment with the operators of observers; its weights stay in the file of the whole graph.
 
     Args:
         base: the whole graph.
         segment: what to write.
         before: names of the values that the segment before it carries.
-        observer: the statistic.
+        wanted: the statistics of each observed value, by its name.
         path: in the folder of ``base``.
 
     Returns:
-        Names of the carried values that are outputs. Outputs are these, then for each observed value its parts and the
-        shape [T, K] that it had as tokens.
+        Names of the carried values that are outputs. Outputs are these, then for each observed value and statistic its
+        parts and the shape [T, K] that the value had as tokens.
     """
     piece = onnx_ir.load(base)
     scope = piece.graph
@@ -121,9 +123,10 @@ def write_segment(base: Path, segment: Segment, before: Sequence[str], observer:
     scope.outputs[:] = outputs
     edit = Editor(piece, "observe").at(None)
     for name in segment.observed:
-        tokens = _tokens(edit, values[name], observer)
-        outputs += observer.insert(edit, tokens)
-        outputs.append(edit.op("Shape", [tokens], dtype=onnx_ir.DataType.INT64, shape=[2]))
+        for observer in wanted[name]:
+            tokens = _tokens(edit, values[name], observer)
+            outputs += observer.insert(edit, tokens)
+            outputs.append(edit.op("Shape", [tokens], dtype=onnx_ir.DataType.INT64, shape=[2]))
     scope.outputs[:] = outputs
     _cut(piece)
     onnx_ir.save(piece, path)

@@ -18,14 +18,14 @@ from ..frontends.imported import Imported
 from ..ir.errors import CalibrationError
 from ..ir.graph import Graph, all_nodes, module_path
 from ..ir.remarks import Remark
-from ..passes.base import Observe
+from ..passes.base import Observe, Request
 from ..passes.base import Sequential as InOrder
 from ..passes.statistics import Array, Hessian, Observer, combine
 from .batches import Batches
 from .cache import Cache, digest_graph, key_of
 from .inputs import Calibration, as_numpy
 from .progress import Progress, silent
-from .segments import Segment, split, write_base, write_segment
+from .segments import split, write_base, write_segment
 from .verification import node_state
 
 MEMORY = 1 << 30
@@ -121,19 +121,33 @@ class Statistics:
             CalibrationError: the inputs are unusable, or a value cannot be observed.
             InputError: an input does not fit the model.
         """
-        channels = {value.name or "": _channels(value, self._graph, observer) for value in values}
+        self.together([(values, observer)])
+        return {value.name or "": self._results[observer, value.name or ""] for value in values}
+
+    def together(self, requests: Sequence[Request]) -> None:
+        """Compute what is not known yet of several statistics, in one run over the inputs.
+
+        Raises:
+            CalibrationError: the inputs are unusable, or a value cannot be observed.
+            InputError: an input does not fit the model.
+        """
+        channels = {
+            (observer, value.name or ""): _channels(value, self._graph, observer)
+            for values, observer in requests
+            for value in values
+        }
         self._refresh()
         inputs = self._read()
-        kept = self._entry(observer)
-        for name in channels:
+        entries = {observer: self._entry(observer) for _, observer in requests}
+        for observer, name in channels:
+            kept = entries[observer]
             if (observer, name) not in self._results and kept is not None:
                 found = _load(kept / _file(name))
                 if found is not None:
                     self._results[observer, name] = found
-        missing = {name: size for name, size in channels.items() if (observer, name) not in self._results}
+        missing = {key: size for key, size in channels.items() if key not in self._results}
         if missing:
-            self._run(missing, observer, inputs, kept)
-        return {name: self._results[observer, name] for name in channels}
+            self._run(missing, inputs, entries)
 
     def sequential(self, values: Sequence[onnx_ir.Value], both: bool) -> InOrder:
         """What ``Context.sequential`` calls, see there.
@@ -186,21 +200,26 @@ class Statistics:
             self._inputs, self._data_digest = inputs, digest.hexdigest()
         return self._inputs
 
-    def _run(self, channels: Mapping[str, int], observer: Observer, inputs: Batches, kept: Path | None) -> None:
+    def _run(
+        self, channels: Mapping[tuple[Observer, str], int], inputs: Batches, entries: Mapping[Observer, Path | None]
+    ) -> None:
         assert self._folder is not None
         work = Path(tempfile.mkdtemp(dir=self._folder))
         self._progress(0, 0, "preparing calibration")
-        base = write_base(self._graph, list(channels), work)
-        segments = split(
-            onnx_ir.load(base), {name: observer.size(size) for name, size in channels.items()}, self._memory
-        )
+        wanted: dict[str, list[Observer]] = {}
+        sizes: dict[str, int] = {}
+        for (observer, name), size in channels.items():
+            wanted.setdefault(name, []).append(observer)
+            sizes[name] = sizes.get(name, 0) + observer.size(size)
+        base = write_base(self._graph, list(wanted), work)
+        segments = split(onnx_ir.load(base), sizes, self._memory)
         carried: Batches | None = None
         before: tuple[str, ...] = ()
         for number, segment in enumerate(segments):
             path = work / f"segment{number}.onnx"
-            given = write_segment(base, segment, before, observer, path)
+            given = write_segment(base, segment, before, wanted, path)
             following = Batches(work / f"carried{number}") if segment.carried else None
-            totals = _Totals(segment, observer, len(given))
+            totals = _Totals([(observer, name) for name in segment.observed for observer in wanted[name]], len(given))
             session = Session(path)
             names = [spec.name for spec in session.inputs]
             for index, batch in enumerate(_both(inputs, carried)):
@@ -211,9 +230,9 @@ class Statistics:
                     made = dict(zip(given, outputs, strict=False))
                     following.add({name: made[name] if name in made else batch[name] for name in segment.carried})
             del session
-            for name, count, result in totals.finish():
-                self._tell(name, count, channels[name], observer)
-                self._results[observer, name] = self._keep(result, name, kept)
+            for observer, name, count, result in totals.finish():
+                self._tell(name, count, channels[observer, name], observer)
+                self._results[observer, name] = self._keep(result, name, entries[observer])
             if carried is not None:
                 carried.close()
             carried, before = following, segment.carried
@@ -263,35 +282,34 @@ class Statistics:
 
 
 class _Totals:
-    """The parts of each observed value, added batch by batch."""
+    """The parts of each statistic of each observed value, added batch by batch."""
 
-    def __init__(self, segment: Segment, observer: Observer, skip: int) -> None:
-        self._names, self._observer, self._skip = segment.observed, observer, skip
-        self._parts: dict[str, list[Array | None]] = {name: [None] * len(observer.parts) for name in self._names}
-        self._counts = dict.fromkeys(self._names, 0)
+    def __init__(self, keys: Sequence[tuple[Observer, str]], skip: int) -> None:
+        self._skip = skip
+        self._parts: dict[tuple[Observer, str], list[Array | None]] = {key: [None] * len(key[0].parts) for key in keys}
+        self._counts = dict.fromkeys(keys, 0)
 
     def add(self, outputs: Sequence[Array]) -> str | None:
         """Add a batch; the name of a value that is not finite in it."""
         at = self._skip
-        for name in self._names:
-            parts, shape = outputs[at : at + len(self._observer.parts)], outputs[at + len(self._observer.parts)]
+        for (observer, name), totals in self._parts.items():
+            parts, shape = outputs[at : at + len(observer.parts)], outputs[at + len(observer.parts)]
             at += len(parts) + 1
             if shape[0] == 0:
                 continue
-            for index, (how, part) in enumerate(zip(self._observer.parts, parts, strict=True)):
+            for index, (how, part) in enumerate(zip(observer.parts, parts, strict=True)):
                 # A channel that is not finite shows on the diagonal of a Hessian.
                 if how == "sum" and not np.isfinite(part.diagonal() if part.ndim == 2 else part).all():
                     return name
-                self._parts[name][index] = combine(how, self._parts[name][index], part)
-            self._counts[name] += int(shape[0])
+                totals[index] = combine(how, totals[index], part)
+            self._counts[observer, name] += int(shape[0])
         return None
 
-    def finish(self) -> Iterator[tuple[str, int, Array]]:
-        """Name, number of tokens and statistic of each value; memory is given back on the way."""
-        for name in self._names:
-            parts, count = self._parts.pop(name), self._counts[name]
-            whole = [part for part in parts if part is not None]
-            yield name, count, self._observer.finish(whole, count) if count else np.empty(0, np.float32)
+    def finish(self) -> Iterator[tuple[Observer, str, int, Array]]:
+        """Observer, name, number of tokens and statistic of each; memory is given back on the way."""
+        for (observer, name), count in self._counts.items():
+            whole = [part for part in self._parts.pop((observer, name)) if part is not None]
+            yield observer, name, count, observer.finish(whole, count) if count else np.empty(0, np.float32)
 
 
 def _both(inputs: Batches, carried: Batches | None) -> Iterator[dict[str, Array]]:

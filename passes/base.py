@@ -25,6 +25,8 @@ Trial = Callable[[Callable[[Graph], None]], float]
 distributions in nats for a language model, else the relative squared error of the first output."""
 Observe = Callable[[Sequence[onnx_ir.Value], Observer], dict[str, np.ndarray[Any, Any]]]
 """Statistics of values of the graph at hand, by the names of the values."""
+Request = tuple[Sequence[onnx_ir.Value], Observer]
+"""Values, and the statistic that is wanted of each."""
 
 
 class Latency(Protocol):
@@ -249,6 +251,8 @@ class Context:
         progress: called with (done, total, what) during long work.
         observe: computes what :meth:`statistics` returns; None where there is no data.
         observe_made_up: the same on made-up inputs; None where none can be made up.
+        observe_together: computes several statistics in one run over the data, for :attr:`observe` to find them; None
+            where there is no data.
         sequential: second moments of values in order, behind weights that are replaced on the way; None where there is
             no data. The graph is taken as it is at the call.
         cost: of products on this machine; None where nothing can be measured.
@@ -266,6 +270,7 @@ class Context:
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     observe: Observe | None = None
     observe_made_up: Observe | None = None
+    observe_together: Callable[[Sequence[Request]], None] | None = None
     sequential: InOrder | None = None
     cost: Cost | None = None
     trial: Trial | None = None
@@ -286,8 +291,9 @@ class Context:
     ) -> dict[str, np.ndarray[Any, Any]]:
         """A statistic of each value over all calibration inputs, computed by the graph as it is now.
 
-        Ask for all values at once: one run over the data serves them all. The arrays may be mapped from files, so that
-        those of a large model need not fit into memory; they are read-only.
+        Ask for all values at once: one run over the data serves them all; so it does several statistics, after
+        :meth:`prepare`. The arrays may be mapped from files, so that those of a large model need not fit into memory;
+        they are read-only.
 
         Args:
             values: outputs of nodes, or inputs, of the main graph; the size of the last axis must be known.
@@ -304,6 +310,17 @@ class Context:
         if observe is None:
             raise without_data("calibration=")
         return observe(values, observer)
+
+    def prepare(self, *requests: Request) -> None:
+        """Compute several statistics in one run over the data, so that :meth:`statistics` finds them.
+
+        Where there is no data nothing is done; it is for :meth:`statistics` to say so.
+
+        Raises:
+            CalibrationError: the calibration inputs give no finite statistics.
+        """
+        if self.observe_together is not None:
+            self.observe_together(requests)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ class Readers:
             for value in self.inputs(place):
                 (second if is_conv(self._coupling, place) else last).append(value)
         last, second = list(dict.fromkeys(last)), list(dict.fromkeys(second))
+        if last and hessians and moments:
+            context.prepare((last, DirectionHessian()), (last, Moments()), (second, ChannelMoments()))
         if hessians and (last or not second):
             self._hessians = context.statistics(last, DirectionHessian())
         if moments and (last or not second):

@@ -4,7 +4,7 @@ What a scheme costs a product is measured: the time of its kernel on this machin
 on the calibration inputs. How much the model loses for such an error differs by kind of layer, and is measured, too:
 each kind is rounded alone, and the outputs of the model compared. Losses of independent small errors add up, so the
 choice is a knapsack with one item of each group, which dynamic programming solves (Kellerer et al. 2004, section 11.5).
-A trial of the whole choice then corrects the estimate, and the problem is solved anew.
+A trial of the whole choice, rounded as it will be, then corrects the estimate, and the problem is solved anew.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import onnx_ir
-
 from ...ir.errors import CalibrationError, UnsupportedError
 from ...ir.graph import Graph, tensor_of
-from ...ir.rewrite import Editor
 from ..base import Context, Cost, Outcome, Trial
 from ..precise import PRECISE
-from . import activations, formats, static
+from . import activations, formats, offsets, static
+from .calibrated import Calibrated
 from .knapsack import solve
-from .replace import nearest, rewrite, store
+from .plan import Totals
+from .rounding import Rounding
 from .scheme import NAMED, Scheme
 from .sensitivity import Losses, kind
 from .targets import Weight, find
@@ -33,6 +32,8 @@ NAME = "auto"
 OBJECTIVES = ("time", "size")
 _DEFAULT = ("w8a16", "w4a16", "w8a8", "w8a8_static", "nf4")
 _FINE = replace(NAMED["w4a16"], group_size=32)
+_OFFSETS = replace(_FINE, symmetric=True, offsets=True)
+"""Loses nothing of weights that a format with offsets has rounded before."""
 _PROBE = NAMED["w4a16"]
 """What a kind of layer is rounded by to see what its errors cost the model."""
 _KINDS = 12
@@ -52,18 +53,17 @@ class Wishes:
     prompt: int
     generated: int | None
     candidates: tuple[str, ...]
-    nearest: bool
     half_scales: bool = False
 
     @property
     def schemes(self) -> list[Scheme]:
         """What may be chosen."""
-        return self.considered[:-1] if self.candidates else self.considered
+        return self.considered[: len(self.candidates) or None]
 
     @property
     def considered(self) -> list[Scheme]:
         """What something is said of."""
-        schemes = [*(NAMED[name] for name in self.candidates or _DEFAULT), _FINE]
+        schemes = [*(NAMED[name] for name in self.candidates or _DEFAULT), _FINE, _OFFSETS]
         return [replace(s, half_scales=self.half_scales and s.takes_half_scales) for s in schemes]
 
 
@@ -77,7 +77,7 @@ class Unit:
         times: seconds of each.
         sizes: bytes of each.
         errors: relative squared error of their outputs by each as it will be rounded, weight by weight.
-        plain: the same by rounding to nearest.
+        probed: the same by what a kind of layer is tried with; empty if nothing is known of them.
     """
 
     weights: list[Weight]
@@ -85,26 +85,11 @@ class Unit:
     times: list[float] = field(default_factory=list)
     sizes: list[float] = field(default_factory=list)
     errors: list[list[float]] = field(default_factory=list)
-    plain: list[list[float]] = field(default_factory=list)
-
-    def probe_errors(self) -> list[float]:
-        """Errors of the weights by rounding to nearest as the trials of kinds do."""
-        if _PROBE in self.schemes:
-            return self.plain[self.schemes.index(_PROBE)]
-        return self.plain[1] if len(self.plain) > 1 else [1.0] * len(self.weights)
+    probed: list[float] = field(default_factory=list)
 
 
-def choose(
-    graph: Graph, free: Sequence[Weight], context: Context, wishes: Wishes, outcome: Outcome
-) -> tuple[list[tuple[Weight, Scheme]], int]:
-    """Schemes of the weights that get one, and how many weights stay float.
-
-    Args:
-        graph: unchanged.
-        free: weights that may be quantized, by whatever scheme.
-        context: gives statistics, costs and trials.
-        wishes: of the user.
-        outcome: gets a remark for each scheme, and for what was refused.
+def require(context: Context) -> None:
+    """Check that :func:`choose` can do its work.
 
     Raises:
         CalibrationError: there are no calibration inputs.
@@ -122,11 +107,26 @@ def choose(
             where="calibration=",
             fix="pass calibration=batches, or --calibration FILE on the command line",
         )
+
+
+def choose(
+    free: Sequence[Weight], context: Context, wishes: Wishes, rounder: Calibrated | None, outcome: Outcome
+) -> tuple[list[tuple[Weight, Scheme]], int]:
+    """Schemes of the weights that get one, and how many weights stay float.
+
+    Args:
+        free: weights that may be quantized, by whatever scheme; nothing is changed.
+        context: gives statistics, costs and trials.
+        wishes: of the user.
+        rounder: rounds them as they will be rounded; None if that is to nearest.
+        outcome: gets a remark for each scheme, and for what was refused.
+    """
+    assert context.cost is not None and context.trial is not None
     units = _units([weight for weight in free if weight.products])
     if not units:
         outcome.missed("", "nothing was chosen: no product can be quantized")
         return [], sum(weight.size for weight in free)
-    choice = _Choice(graph, units, context, context.cost, context.trial, wishes)
+    choice = _Choice(units, context, context.cost, context.trial, wishes, rounder)
     picks, found = choice.search()
     choice.tell(outcome, picks, found)
     result: list[tuple[Weight, Scheme]] = []
@@ -144,11 +144,18 @@ class _Choice:
     """The measurements that a choice is made of, and the choice."""
 
     def __init__(
-        self, graph: Graph, units: Sequence[Unit], context: Context, cost: Cost, trial: Trial, wishes: Wishes
+        self,
+        units: Sequence[Unit],
+        context: Context,
+        cost: Cost,
+        trial: Trial,
+        wishes: Wishes,
+        rounder: Calibrated | None,
     ) -> None:
         self._units, self._context, self._cost, self._trial, self._wishes = units, context, cost, trial, wishes
+        self._rounder = rounder
         self._budget = math.log1p(wishes.budget) if context.decodes else wishes.budget**2
-        self._losses = Losses(graph, [w for unit in units for w in unit.weights], context, plain=wishes.nearest)
+        self._losses = Losses([w for unit in units for w in unit.weights], context, rounder)
         for done, unit in enumerate(units):
             context.progress(done, len(units), "measuring schemes")
             self._fill(unit)
@@ -165,19 +172,17 @@ class _Choice:
             picks = solve(costs, [[factor * loss for loss in losses] for losses in fitted], self._budget)
             if not any(picks):
                 break
-            pairs = list(zip(units, picks, strict=True))
+            pairs = zip(units, picks, strict=True)
             schemes = {id(weight): unit.schemes[pick] for unit, pick in pairs for weight in unit.weights}
-            plain = sum(self._loss(unit, unit.plain[pick]) for unit, pick in pairs)
-            rounded = sum(losses[pick] for losses, pick in zip(fitted, picks, strict=True))
-            # The trial rounds to nearest; what comes out is rounded better by as much as the estimates say.
-            real = self._try(schemes) * rounded / max(plain, 1e-12)
+            expected = sum(losses[pick] for losses, pick in zip(fitted, picks, strict=True))
+            real = self._try(schemes, self._rounder)
             cost = sum(prices[pick] for prices, pick in zip(costs, picks, strict=True))
             if real <= self._budget and cost < least:
                 best, least, lost = picks, cost, real
             if 0.85 * self._budget <= real <= self._budget:
                 break
             # Aimed a little below the budget, so that the next choice keeps it.
-            factor = max(real / max(rounded, 1e-12), 1e-3) * (1.05 if real > self._budget else 1.0)
+            factor = max(real / max(expected, 1e-12), 1e-3) * (1.05 if real > self._budget else 1.0)
         return best, lost
 
     def tell(self, outcome: Outcome, picks: Sequence[int], found: float) -> None:
@@ -218,20 +223,20 @@ class _Choice:
         """Options of a unit."""
         sizes = [weight.channels for weight in unit.weights]
         tensors = [tensor_of(weight.value) for weight in unit.weights]
-        self._add(unit, None, sum(t.nbytes for t in tensors if t is not None), [0.0] * len(sizes), None)
+        self._add(unit, None, sum(t.nbytes for t in tensors if t is not None), [0.0] * len(sizes))
         if not all(self._losses.knows(weight) for weight in unit.weights):
             return
+        unit.probed = [self._losses.of(weight, _own(weight, _PROBE)).nearest for weight in unit.weights]
         for scheme in self._wishes.schemes:
             own = [_own(weight, scheme) for weight in unit.weights]
             if any(_obstacle(weight, one) is not None for weight, one in zip(unit.weights, own, strict=True)):
                 continue
-            pairs = [self._losses.of(weight, one) for weight, one in zip(unit.weights, own, strict=True)]
-            size = sum(stored_bytes(n, k, one) for (n, k), one in zip(sizes, own, strict=True))
-            self._add(unit, scheme, size, [a for a, _ in pairs], [b for _, b in pairs])
+            errors = [self._losses.of(weight, one).fitted for weight, one in zip(unit.weights, own, strict=True)]
+            widths = [int(t.dtype.itemsize) for t in tensors if t is not None]
+            size = sum(stored_bytes(n, k, one, width) for (n, k), one, width in zip(sizes, own, widths, strict=True))
+            self._add(unit, scheme, size, errors)
 
-    def _add(
-        self, unit: Unit, scheme: Scheme | None, size: float, errors: list[float], plain: list[float] | None
-    ) -> None:
+    def _add(self, unit: Unit, scheme: Scheme | None, size: float, errors: list[float]) -> None:
         time = sum(self._time(weight, scheme) for weight in unit.weights)
         if scheme is not None and self._wishes.objective == "size" and time > _SLOWER * unit.times[0]:
             return
@@ -239,7 +244,6 @@ class _Choice:
         unit.times.append(time)
         unit.sizes.append(size)
         unit.errors.append(errors)
-        unit.plain.append(errors if plain is None else plain)
 
     def _time(self, weight: Weight, scheme: Scheme | None) -> float:
         """Seconds that the products by a weight take for a prompt and what is decoded after it."""
@@ -252,20 +256,20 @@ class _Choice:
         return seconds * len(weight.products)
 
     def _loss(self, unit: Unit, errors: Sequence[float]) -> float:
-        return sum(error * self._worth[kind(weight)] for error, weight in zip(errors, unit.weights, strict=True))
+        pairs = zip(errors, unit.weights, strict=True)
+        return sum(error * self._worth[kind(weight)] for error, weight in pairs) if any(errors) else 0.0
 
     def _measure_worth(self) -> dict[str, float]:
         """What the model loses for the relative error of one layer, by kind of layer."""
         kinds: dict[str, list[Weight]] = {}
+        errors: dict[int, float] = {}
         for unit in self._units:
-            for weight in unit.weights:
+            for weight, error in zip(unit.weights if unit.probed else (), unit.probed, strict=True):
                 kinds.setdefault(kind(weight), []).append(weight)
-        groups = [(list(kinds), [w for members in kinds.values() for w in members])]
-        if len(kinds) <= _KINDS:
-            groups = [([name], members) for name, members in kinds.items()]
-        errors = {
-            id(w): loss for unit in self._units for w, loss in zip(unit.weights, unit.probe_errors(), strict=True)
-        }
+                errors[id(weight)] = error
+        groups = [([name], members) for name, members in kinds.items()]
+        if len(kinds) > _KINDS:
+            groups = [(list(kinds), [w for members in kinds.values() for w in members])]
         result: dict[str, float] = {}
         for done, (names, members) in enumerate(groups):
             self._context.progress(done, len(groups), f"what errors cost in {', '.join(names)}")
@@ -274,8 +278,8 @@ class _Choice:
             result.update(dict.fromkeys(names, max(lost, 1e-12) / max(total, 1e-12)))
         return result
 
-    def _try(self, schemes: Mapping[int, Scheme | None]) -> float:
-        """What the model loses with some of its weights rounded to nearest."""
+    def _try(self, schemes: Mapping[int, Scheme | None], rounder: Calibrated | None = None) -> float:
+        """What the model loses with some of its weights rounded, to nearest or by ``rounder``."""
         names = {
             weight.value.name: _own(weight, scheme)
             for unit in self._units
@@ -284,21 +288,17 @@ class _Choice:
         }
 
         def change(copy: Graph) -> None:
-            edit = Editor(copy, "trial")
-            order = {node: i for i, node in enumerate(copy.graph)}
-            by_token: list[onnx_ir.Node] = []
-            for weight in find(copy).weights:
-                scheme = names.get(weight.value.name)
-                if scheme is None or weight.obstacle is not None:
-                    continue
-                if scheme.format != "int":
-                    store(edit, weight, scheme, order)
-                    continue
-                rewrite(edit, weight, scheme, nearest(weight, scheme, {}), order)
-                if scheme.activations is not None and scheme.activations.dynamic:
-                    by_token += weight.products
-                elif scheme.activations is not None:
-                    static.read_through(edit, weight.products, lambda value: self._losses.span(value.name or ""), order)
+            found = [weight for weight in find(copy).weights if weight.obstacle is None]
+            chosen = [(weight, names[weight.value.name]) for weight in found if weight.value.name in names]
+            fitted = [weight for weight, scheme in chosen if scheme.format == "int" and not scheme.is_fine]
+            rounding = Rounding(copy, self._context, Outcome(), Totals(), rounder, fitted)
+            rounding.run(chosen)
+            edit, order = rounding.edit, rounding.order
+            inputs = [(weight.products, s.activations) for weight, s in chosen if s.activations is not None]
+            for products, rounded in inputs:
+                if not rounded.dynamic:
+                    static.read_through(edit, products, lambda value: self._losses.span(value.name or ""), order)
+            by_token = [node for products, rounded in inputs if rounded.dynamic for node in products]
             activations.quantize_inputs(edit, by_token, order)
 
         return self._trial(change)
@@ -327,4 +327,6 @@ def _units(weights: Sequence[Weight]) -> list[Unit]:
 def _obstacle(weight: Weight, scheme: Scheme) -> str | None:
     if scheme.format != "int":
         return formats.obstacle(weight)
+    if scheme.offsets:
+        return offsets.obstacle(weight, scheme)
     return activations.obstacle(weight) if scheme.activations is not None else None

@@ -49,9 +49,9 @@ class Rounding:
         totals: Totals,
         rounder: Calibrated | None,
         fitted: Sequence[Weight],
-        outliers: Outliers | None,
-        columns: int,
-        keep_in: Sequence[selectors.Selector],
+        outliers: Outliers | None = None,
+        columns: int = 0,
+        keep_in: Sequence[selectors.Selector] = (),
     ) -> None:
         self.edit = Editor(graph, RULE)
         self.order = {node: i for i, node in enumerate(graph.graph)}

@@ -146,6 +146,11 @@ class Scheme:
         return self.activations is not None and self.group_size != PER_CHANNEL
 
     @property
+    def is_fine(self) -> bool:
+        """Whether rounding to nearest leaves so little error that no other way of rounding has anything to gain."""
+        return self.bits == 8 and self.group_size != PER_CHANNEL and self.activations is None
+
+    @property
     def takes_half_scales(self) -> bool:
         """Whether scales may be float16 numbers where the weights were float32 ones."""
         return self.format == "int" and (self.activations is None or self.by_kernel)

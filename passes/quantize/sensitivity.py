@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir
 
-from ...ir.graph import Graph, module_path, tensor_of
+from ...ir.graph import module_path, tensor_of
 from ..base import Context
 from ..statistics import Hessian, Histogram, TokenSpan
-from . import formats, gptq, histogram, rtn
+from . import formats, gptq, histogram, offsets, rtn
 from .calibrated import Calibrated
 from .rtn import Array
 from .scheme import PER_CHANNEL, Scheme
@@ -28,6 +29,13 @@ def kind(weight: Weight) -> str:
     return f"{name.rstrip('0123456789_')} {n}x{k}" if "/" in name or not name else name
 
 
+class Loss(NamedTuple):
+    """Relative squared error of outputs: by rounding as it will be done, and by rounding to nearest."""
+
+    fitted: float
+    nearest: float
+
+
 class Losses:
     """Relative squared errors of the outputs of products on the calibration inputs.
 
@@ -35,20 +43,21 @@ class Losses:
         graph: as it is before any of the weights is replaced.
         weights: of the products.
         context: gives the statistics.
-        plain: all rounding is to nearest.
+        rounder: of the weights, as they will be rounded; None if all rounding is to nearest.
 
     Raises:
         CalibrationError: there are no calibration inputs, or they give no finite statistics.
     """
 
-    def __init__(self, graph: Graph, weights: Sequence[Weight], context: Context, *, plain: bool) -> None:
+    def __init__(self, weights: Sequence[Weight], context: Context, rounder: Calibrated | None) -> None:
         self._known = [weight for weight in weights if Calibrated.obstacle(weight) is None]
         inputs = [x for w in self._known for node in w.products if (x := node.inputs[0]) is not None]
         values: list[onnx_ir.Value] = list(dict.fromkeys(inputs))
+        context.prepare((values, Hessian()), (values, TokenSpan()), (values, Histogram()))
         self._hessians = context.statistics(values, Hessian())
         self._spans = context.statistics(values, TokenSpan())
         self._histograms = context.statistics(values, Histogram())
-        self._rounder = None if plain else Calibrated(graph, self._known, context)
+        self._rounder = rounder
         self._ratios: dict[tuple[str, Scheme], float] = {}
 
     def knows(self, weight: Weight) -> bool:
@@ -59,8 +68,8 @@ class Losses:
         """The range of a static quantization of an input."""
         return histogram.choose(self._histograms[name], "minmax")
 
-    def of(self, weight: Weight, scheme: Scheme) -> tuple[float, float]:
-        """By rounding as it will be done, and to nearest."""
+    def of(self, weight: Weight, scheme: Scheme) -> Loss:
+        """The errors of a weight."""
         tensor, name = tensor_of(weight.value), weight.products[0].inputs[0]
         assert tensor is not None and name is not None
         array, key = tensor.numpy(), name.name or ""
@@ -79,12 +88,11 @@ class Losses:
             else:
                 step = histogram.expected_error(self._histograms[key], self.span(key))
             extra = step * float((rows.astype(np.float64) ** 2).sum()) / power
-        return lost * ratio + extra, lost + extra
+        return Loss(lost * ratio + extra, lost + extra)
 
     def _ratio(self, weight: Weight, scheme: Scheme) -> float:
         """What second-order rounding leaves of the error, by one weight of each kind."""
-        fine = scheme.bits == 8 and scheme.group_size != PER_CHANNEL
-        if self._rounder is None or scheme.format != "int" or fine:
+        if self._rounder is None or scheme.format != "int" or scheme.is_fine:
             return 1.0
         place = (kind(weight), replace(scheme, activations=None))
         if place not in self._ratios:
@@ -103,4 +111,8 @@ def _rounded(rows: Array, scheme: Scheme) -> Array:
         numbers, steps = formats.fp8(rows)
         exact: Array = numbers.astype(np.float32) * steps[:, None]
         return exact
+    if scheme.offsets:
+        held = offsets.find(rows, scheme)
+        left = _rounded(offsets.without(rows, held), replace(scheme, offsets=False))
+        return left + offsets.spread(held, rows.shape[1])
     return rtn.dequantize(rtn.quantize(rows, scheme), scheme, rows.shape[1])

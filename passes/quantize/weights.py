@@ -16,7 +16,7 @@ from .outliers import Outliers
 from .plan import Plan, Totals, select
 from .replace import where
 from .rounding import Rounding
-from .scheme import NAMED, PER_CHANNEL, Scheme, override, resolve
+from .scheme import NAMED, Scheme, override, resolve
 from .targets import find
 
 METHODS = ("auto", "gptq", "clip", "signround", "learned_clip", "rtn")
@@ -201,12 +201,15 @@ class Quantize(Pass):
             "float_inputs": self.float_inputs, "half_scales": self.half_scales,
         }  # fmt: skip
 
+    @property
+    def _fitting(self) -> str:
+        """The method for weights that are rounded for calibration inputs."""
+        return self.method if self.method in _FITTED else "gptq"
+
     def _wishes(self) -> auto.Wishes:
         assert self.budget is not None
         half = self.objective == "size" if self.half_scales is None else self.half_scales
-        return auto.Wishes(
-            self.budget, self.objective, self.prompt, self.generated, tuple(self.candidates), self.method == "rtn", half
-        )
+        return auto.Wishes(self.budget, self.objective, self.prompt, self.generated, tuple(self.candidates), half)
 
     def _overrides(self, base: Scheme) -> list[tuple[selectors.Selector, Scheme | None]]:
         assert not isinstance(self.overrides, Mapping)
@@ -227,10 +230,15 @@ class Quantize(Pass):
         keep_in = selectors.parse_all(self.keep_in)
         selectors.require_matches(keep_in, candidates, "products and embeddings")
         chosen = select(targets, plan, outcome, totals)
+        looked: Calibrated | None = None
         if self.scheme == auto.NAME:
+            auto.require(context)
+            if self.method != "rtn":
+                looked = Calibrated(graph, [weight for weight, _ in chosen], context, self._fitting, self.rounds)
+                looked.remember()
             given = [(weight, scheme) for weight, scheme in chosen if plan.overridden(weight.users)]
             free = [weight for weight, _ in chosen if not plan.overridden(weight.users)]
-            found, left_float = auto.choose(graph, free, context, self._wishes(), outcome)
+            found, left_float = auto.choose(free, context, self._wishes(), looked, outcome)
             chosen = [*given, *found]
             totals.left_weights += left_float
         convolutions, others = plan.split_others(targets, graph, totals)
@@ -243,14 +251,16 @@ class Quantize(Pass):
                 fix="convert the file to a newer opset first (onnx.version_converter)",
             )
         asked = self.method in _FITTED or self.keep_columns > 0 or self.outliers is not None
-        fitted = [w for w, scheme in chosen if scheme.format == "int" and (asked or not _fine(scheme))]
+        fitted = [w for w, scheme in chosen if scheme.format == "int" and (asked or not scheme.is_fine)]
         data = asked or (self.method == "auto" and context.has_calibration and bool(fitted))
-        method = self.method if self.method in _FITTED else "gptq"
+        propagates = propagation.resolved(self.propagate, context) != "off" and self.method != "rtn"
         # Statistics are taken of the graph as it is, before the first weight is replaced.
         rounder = None
         if data:
-            rounder = Calibrated(graph, fitted, context, method, self.rounds, self.propagate, outcome)
-        if propagation.resolved(self.propagate, context) != "off" and self.method != "rtn":
+            rounder = looked
+            if looked is None or propagates:
+                rounder = Calibrated(graph, fitted, context, self._fitting, self.rounds, self.propagate, outcome)
+        if propagates:
             if rounder is None and not context.has_calibration:
                 raise without_data("Quantize(propagate=...)")
             if rounder is not None:
@@ -280,8 +290,3 @@ class Quantize(Pass):
             outcome.skipped(module_path(node), reason, op=node.op_type)
         totals.report(outcome)
         return outcome
-
-
-def _fine(scheme: Scheme) -> bool:
-    """Whether rounding to nearest is as good as any."""
-    return scheme.bits == 8 and scheme.group_size != PER_CHANNEL and scheme.activations is None

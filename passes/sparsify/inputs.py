@@ -47,6 +47,8 @@ class Inputs:
         values = list(dict.fromkeys(v for w in weights if self.obstacle(w) is None for v in _values(w)))
         self._walk = propagation.begin(values, context, propagate, outcome) if values else None
         self._errors, still = propagate != "inputs", self._walk is None
+        if hessians and moments and still:
+            context.prepare((values, Hessian()), (values, Moments()))
         self._hessians = context.statistics(values, Hessian()) if hessians and still else {}
         self._moments = context.statistics(values, Moments()) if (moments or not hessians) and still else {}
         # Products of the same input follow each other.

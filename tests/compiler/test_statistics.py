@@ -22,7 +22,7 @@ from burnish.ir.errors import CalibrationError
 from burnish.ir.graph import is_op, module_path
 from burnish.ir.signature import NamedSignature, TensorSpec
 from burnish.passes.base import Context, Outcome, Pass, Stage
-from burnish.passes.statistics import AbsMax, Hessian, L2Norm, Magnitudes, Mean, MeanAbs, MinMax, Observer
+from burnish.passes.statistics import AbsMax, Hessian, Histogram, L2Norm, Magnitudes, Mean, MeanAbs, MinMax, Observer
 
 OBSERVERS: dict[Observer, Callable[[np.ndarray], np.ndarray]] = {
     AbsMax(): lambda x: np.abs(x).max(0),
@@ -217,6 +217,36 @@ def test_one_run_serves_who_asks_again(opened: Callable) -> None:
         assert stats.runs == 2
         stats(some, AbsMax())
         assert stats.runs == 3
+
+
+def test_several_statistics_take_one_run(opened: Callable) -> None:
+    asked = (Hessian(), Histogram(), AbsMax())
+    stats, values = opened(memory=1 << 18)
+    with stats:
+        some = list(values.values())
+        stats.together([(some, Hessian()), (some, Histogram()), (some[:2], AbsMax())])
+        assert stats.runs == 1 and stats.segments > 1
+        got = {observer: stats(some[: 2 if observer == AbsMax() else None], observer) for observer in asked}
+        assert stats.runs == 1
+        stats(some, AbsMax())
+        assert stats.runs == 2  # of what was not asked for before
+    other, values = opened(memory=1 << 18)
+    with other:
+        for observer, found in got.items():
+            alone = other([value for value in values.values() if value.name in found], observer)
+            assert list(alone) == list(found)
+            for name, array in found.items():
+                np.testing.assert_array_equal(array, alone[name])
+
+
+@pytest.mark.parametrize("spec", ["prune(metric=sparsegpt,refine_mask=true)", "prune_structures(metric=wanda)"])
+def test_passes_share_a_run(network: Callable, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    leave = Statistics.__exit__
+    monkeypatch.setattr(Statistics, "__exit__", lambda self, *how: (runs.append(self.runs), leave(self, *how))[1])
+    data = [np.random.default_rng(seed).standard_normal((64, 64)).astype(np.float32) for seed in range(4)]
+    burnish.compile(network().path, passes=f"canonicalize,{spec}", calibration=data, cache=False)
+    assert runs == [1]
 
 
 def test_a_changed_graph_is_observed_anew(opened: Callable) -> None:
