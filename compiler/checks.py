@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -75,12 +74,11 @@ def _measuring(
     decodes = imported.decoder is not None
     if target != "onnxruntime":
         return Context(target, calibration, progress, decodes=decodes, latency=_latency(target))
-    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".costs-", suffix=".tmp", dir=workspace)))
     trial = None
     if calibration is not None:
         trial = Trials(imported.graph, calibration, imported.decoder, workspace)
         stack.callback(trial.close)
-    costs = Costs(None if store is None else store.folder, scratch)
+    costs = Costs(None if store is None else store.folder)
     return Context(target, calibration, progress, cost=costs, trial=trial, decodes=decodes)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +12,7 @@ import onnx_ir
 import onnxruntime
 
 from ..backends.onnxruntime.lower import lower
-from ..backends.onnxruntime.session import Session
-from ..backends.onnxruntime.writer import write
+from ..backends.onnxruntime.session import usable_cpus
 from ..ir.graph import WORKING_OPSET
 from ..ir.rewrite import Editor
 from ..passes.base import Context, Panels, Zeros
@@ -24,26 +22,27 @@ from ..passes.sparsify.pattern import parse, select
 from ..passes.statistics import HISTOGRAM_BINS, Observer
 from .benchmark.machine import cores, cpu_model
 from .inputs import Array
+from .stopwatch import Stopwatch, is_quiet
 
 FILE = "costs.json"
 _COLD = 64 << 20
 """Bytes of weights that a measurement goes through, so that they come from memory as those of a whole model do."""
 _COPIES = 8
-_SECONDS = 0.06
-_LEAST = 5
 
 
 class Costs:
     """Seconds of products, measured when they are asked for the first time.
 
+    On a machine that is busy with other things, all are those of a single thread on a processor: what the threads of
+    other programs leave is no cost of a product, and changes from one to the next.
+
     Args:
         folder: where the table is kept from one process to the next; None keeps it in this object.
-        scratch: folder for the files that are measured.
     """
 
-    def __init__(self, folder: Path | None, scratch: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self._path = None if folder is None else folder / FILE
-        self._scratch = scratch
+        self._stopwatch: Stopwatch | None = None
         self._machine = f"{cpu_model()}, {cores()} cores, onnxruntime {onnxruntime.__version__}"
         self._table: dict[str, float] = {}
         if self._path is not None:
@@ -53,9 +52,12 @@ class Costs:
 
     def __call__(self, m: int, k: int, n: int, scheme: Scheme | Zeros | Panels | None) -> float:
         """Seconds of [m, k] times [k, n], the input's quantization included."""
-        key = f"{self._machine}: {m} x {k} x {n}, {scheme or 'float32'}"
+        threads = usable_cpus()
+        watch = self._stopwatch = self._stopwatch or Stopwatch(threads if is_quiet(threads) else 1)
+        on = f"{watch.threads} threads" if watch.threads > 1 else "1 thread"
+        key = f"{self._machine}, {on}: {m} x {k} x {n}, {scheme or 'float32'}"
         if key not in self._table:
-            self._table[key] = self._measure(m, k, n, scheme)
+            self._table[key] = self._measure(watch, m, k, n, scheme)
             self._save()
         return self._table[key]
 
@@ -68,24 +70,11 @@ class Costs:
             part.write_text(json.dumps(self._table, indent=1), encoding="utf-8")
             part.replace(self._path)
 
-    def _measure(self, m: int, k: int, n: int, scheme: Scheme | Zeros | Panels | None) -> float:
+    @staticmethod
+    def _measure(watch: Stopwatch, m: int, k: int, n: int, scheme: Scheme | Zeros | Panels | None) -> float:
         copies = max(1, min(_COPIES, _COLD // (4 * k * n)))
-        path = self._scratch / "cost.onnx"
-        write(_products(k, n, copies, scheme), path, overwrite=True)
-        session = Session(path)
         feeds = {"x": np.random.default_rng(0).standard_normal((m, k)).astype(np.float32)}
-        session.run(feeds)
-        taken: list[float] = []
-        begin = time.perf_counter()
-        while len(taken) < _LEAST or time.perf_counter() - begin < _SECONDS:
-            start = time.perf_counter()
-            session.run(feeds)
-            taken.append(time.perf_counter() - start)
-        del session
-        for file in self._scratch.glob("cost.onnx*"):
-            file.unlink()
-        # The least: what other processes add is no cost of the product.
-        return min(taken) / copies
+        return watch.seconds(_products(k, n, copies, scheme), feeds) / copies
 
 
 def _products(k: int, n: int, copies: int, scheme: Scheme | Zeros | Panels | None) -> onnx_ir.Model:

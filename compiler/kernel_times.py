@@ -5,31 +5,23 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx_ir
 import onnxruntime
 
 from ..backends.onnxruntime.lower import lower
-from ..backends.onnxruntime.session import OrtValue, Session, usable_cpus
-from ..backends.onnxruntime.writer import to_bytes
+from ..backends.onnxruntime.session import usable_cpus
 from ..ir.errors import BurnishError
-from ..ir.graph import WORKING_OPSET, Graph
-from ..ir.rewrite import Editor
+from ..ir.graph import Graph
 from ..passes.base import Pass
 from ..passes.fuse.choose_kernels import ChooseKernels
 from ..passes.fuse.latency import Latencies
 from .benchmark.machine import cpu_model
+from .stopwatch import Stopwatch, is_quiet
 
 FILE = "kernels.json"
-_SECONDS = 0.03
-_LEAST = 4
 _SMALL = 64
-_SHARED = 0.75
-"""Part of a thread's time on a processor that several threads must save each by sharing its work."""
 
 
 class KernelTimes:
@@ -46,10 +38,10 @@ class KernelTimes:
     """
 
     def __init__(self, folder: Path | None, budget: float, threads: int | None = None) -> None:
-        self._ways = [_Way(threads or usable_cpus()), _Way(1)]
+        self._ways = [Stopwatch(threads or usable_cpus()), Stopwatch(1)]
         self._table = Latencies(None if folder is None else folder / FILE, machine=cpu_model())
         self._left = budget
-        self._way: _Way | None = None
+        self._way: Stopwatch | None = None
         self.refused = 0
         """Questions that the budget left no time for, or that the runtime could not answer."""
 
@@ -71,8 +63,8 @@ class KernelTimes:
             return None
         start = time.perf_counter()
         try:
-            way = self._way = self._way or (self._ways[0] if _quiet(self._ways[0].threads) else self._ways[1])
-            taken = [way.measure(model) for model in models]
+            way = self._way = self._way or self._ways[0 if is_quiet(self._ways[0].threads) else 1]
+            taken = [way.seconds(model) for model in models]
         except BurnishError:
             self.refused += 1
             return None
@@ -96,51 +88,11 @@ class KernelTimes:
         """Keep what was measured for the next process."""
         self._table.save()
 
-    def _key(self, way: _Way, model: Graph, pattern: str) -> str:
+    def _key(self, way: Stopwatch, model: Graph, pattern: str) -> str:
         operators = "+".join(node.op_type for node in model.graph)
         digest = hashlib.sha256(pattern.encode()).hexdigest()[:16]
         runtime = f"onnxruntime {onnxruntime.__version__}, {way.threads} threads"
         return f"{self._table.machine}, {runtime} | {operators} | {digest}"
-
-
-@dataclass(frozen=True)
-class _Way:
-    """How time is taken: of a single thread the time on a processor, of several the time that passes."""
-
-    threads: int
-
-    def measure(self, model: Graph) -> float:
-        """Seconds of one run: the least, because what other processes add is no cost of the kernel."""
-        session = Session(to_bytes(model), threads=self.threads)
-        feeds = {spec.name: _made_up(value) for spec, value in zip(session.inputs, model.graph.inputs, strict=True)}
-        binding = session.binding()  # as little as possible of what a call costs in Python
-        for name, array in feeds.items():
-            binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
-        for spec in session.outputs:
-            binding.bind_output(spec.name)
-        session.run_bound(binding, feeds)
-        now = time.thread_time if self.threads == 1 else time.perf_counter
-        taken: list[float] = []
-        begin = time.perf_counter()
-        while len(taken) < _LEAST or time.perf_counter() - begin < _SECONDS:
-            start = now()
-            session.run_bound(binding, feeds)
-            taken.append(now() - start)
-        return min(taken)
-
-
-def _quiet(threads: int) -> bool:
-    """Whether so many threads share a product among them: whether they are there for this process alone."""
-    if threads == 1:
-        return False
-    graph = onnx_ir.Graph([], [], nodes=[], opset_imports={"": WORKING_OPSET}, name="product")
-    model = onnx_ir.Model(graph, ir_version=10)
-    edit = Editor(model, "quiet").at(None)
-    x = onnx_ir.Value(name="x", type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT), shape=onnx_ir.Shape([256, 512]))
-    graph.inputs.append(x)
-    weight = edit.initializer(np.random.default_rng(0).standard_normal((512, 512)).astype(np.float32), "w")
-    graph.outputs.append(edit.op("MatMul", [x, weight]))
-    return _Way(1).measure(model) > _SHARED * threads * _Way(threads).measure(model)
 
 
 def asked_for(passes: Sequence[Pass], folder: Path | None, threads: int | None = None) -> KernelTimes | None:
@@ -172,13 +124,3 @@ def _pattern(model: Graph) -> str:
         lines.append(f"{node.domain}:{node.op_type}{how}{[*map(name, node.inputs)]}->{[*map(name, node.outputs)]}")
     lines.append(" ".join(map(name, model.graph.outputs)))
     return "\n".join(lines)
-
-
-def _made_up(value: onnx_ir.Value) -> np.ndarray[Any, Any]:
-    assert value.shape is not None and value.dtype is not None
-    sizes: Sequence[int] = [int(dim) for dim in value.shape]  # type: ignore[arg-type]
-    if value.dtype == onnx_ir.DataType.BOOL:
-        return np.ones(sizes, bool)
-    if not value.dtype.is_floating_point():
-        return np.zeros(sizes, value.dtype.numpy())
-    return np.random.default_rng(0).standard_normal(sizes).astype(value.dtype.numpy())

@@ -145,12 +145,26 @@ class Calibrated:
             self._found[name] = (scheme, self._compute(weight, scheme, keep))
         return self._found[name][1]
 
-    def _compute(self, weight: Weight, scheme: Scheme, keep: int | Array) -> Rounded:
+    def left(self, weight: Weight, scheme: Scheme, rows: Array) -> float:
+        """The part of the output error of rounding to nearest that is left, on some output channels of a weight.
+
+        Output channels are rounded each for itself, so a few tell of all.
+
+        Raises:
+            CalibrationError, ModelError: see :meth:`codes`.
+        """
+        figures = self._compute(weight, scheme, 0, rows).figures
+        plain: float = figures["output_error_rtn"]
+        return min(figures["output_error"] / plain, 1.0) if plain else 1.0
+
+    def _compute(self, weight: Weight, scheme: Scheme, keep: int | Array, rows: Array | None = None) -> Rounded:
         tensor = tensor_of(weight.value)
         assert tensor is not None
         hessian, feedback = self._feedback(weight)
         array = tensor.numpy()
         matrix = rtn.as_float32(array.T if weight.layout == "kn" else array)
+        if rows is not None:
+            matrix = matrix[rows]
         if self._walk is not None and self._errors:
             matrix = propagation.propagated(matrix, self._correction(weight, hessian, self._walk))
         k, precision = matrix.shape[1], stored_precision(weight, scheme).numpy()

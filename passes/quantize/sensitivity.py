@@ -50,10 +50,7 @@ class Losses:
     """
 
     def __init__(self, weights: Sequence[Weight], context: Context, rounder: Calibrated | None) -> None:
-        self._known = [weight for weight in weights if Calibrated.obstacle(weight) is None]
-        inputs = [x for w in self._known for node in w.products if (x := node.inputs[0]) is not None]
-        values: list[onnx_ir.Value] = list(dict.fromkeys(inputs))
-        context.prepare((values, Hessian()), (values, TokenSpan()), (values, Histogram()))
+        self._known, values = _known(weights)
         self._hessians = context.statistics(values, Hessian())
         self._spans = context.statistics(values, TokenSpan())
         self._histograms = context.statistics(values, Histogram())
@@ -74,7 +71,7 @@ class Losses:
         assert tensor is not None and name is not None
         array, key = tensor.numpy(), name.name or ""
         matrix = rtn.as_float32(array.T if weight.layout == "kn" else array)
-        rows = matrix[np.linspace(0, len(matrix) - 1, min(len(matrix), _ROWS)).astype(int)]
+        rows = matrix[_some(len(matrix))]
         hessian = self._hessians[key]
         power = max(gptq.output_error(rows, hessian), 1e-30)
         lost = gptq.output_error(_rounded(rows, scheme) - rows, hessian) / power
@@ -96,10 +93,26 @@ class Losses:
             return 1.0
         place = (kind(weight), replace(scheme, activations=None))
         if place not in self._ratios:
-            figures = self._rounder.codes(weight, place[1]).figures
-            plain = figures["output_error_rtn"]
-            self._ratios[place] = min(figures["output_error"] / plain, 1.0) if plain else 1.0
+            self._ratios[place] = self._rounder.left(weight, place[1], _some(weight.channels[0]))
         return self._ratios[place]
+
+
+def prepare(weights: Sequence[Weight], context: Context) -> None:
+    """Have all statistics computed in one run that :class:`Losses` and the rounding of ``weights`` ask for."""
+    values = _known(weights)[1]
+    context.prepare((values, Hessian()), (values, TokenSpan()), (values, Histogram()))
+
+
+def _known(weights: Sequence[Weight]) -> tuple[list[Weight], list[onnx_ir.Value]]:
+    """The weights of whose inputs something can be known, and these inputs."""
+    known = [weight for weight in weights if Calibrated.obstacle(weight) is None]
+    inputs = [x for weight in known for node in weight.products if (x := node.inputs[0]) is not None]
+    return known, list(dict.fromkeys(inputs))
+
+
+def _some(count: int) -> Array:
+    """Some of so many output channels."""
+    return np.linspace(0, count - 1, min(count, _ROWS)).astype(int)
 
 
 def _rounded(rows: Array, scheme: Scheme) -> Array:

@@ -10,7 +10,7 @@ from ...ir.errors import OptionError, UnsupportedError, nearest
 from ...ir.graph import Graph, module_path
 from .. import propagation, selectors
 from ..base import Context, Outcome, Pass, Stage, without_data
-from . import activations, auto, histogram, origin, refine, static
+from . import activations, auto, histogram, origin, refine, sensitivity, static
 from .calibrated import Calibrated
 from .outliers import Outliers
 from .plan import Plan, Totals, select
@@ -233,6 +233,7 @@ class Quantize(Pass):
         looked: Calibrated | None = None
         if self.scheme == auto.NAME:
             auto.require(context)
+            sensitivity.prepare([weight for weight, _ in chosen], context)
             if self.method != "rtn":
                 looked = Calibrated(graph, [weight for weight, _ in chosen], context, self._fitting, self.rounds)
                 looked.remember()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import burnish
 import pytest
 import torch
+from burnish.backends.onnxruntime.session import usable_cpus
+from burnish.compiler import costs
 from burnish.compiler.costs import FILE, Costs
 from burnish.compiler.report import Report
 from burnish.ir.errors import CalibrationError, OptionError, UnsupportedError
@@ -131,18 +134,29 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 
 
 def test_costs_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = Costs(tmp_path / "kept", tmp_path)
+    monkeypatch.setattr(costs, "is_quiet", lambda threads: False)
+    first = Costs(tmp_path / "kept")
     plain, nf4 = first(4, 512, 512, None), first(4, 512, 512, NAMED["nf4"])
     assert 0 < plain < nf4
-    assert (tmp_path / "kept" / FILE).exists() and not list(tmp_path.glob("cost.onnx*"))
-    second = Costs(tmp_path / "kept", tmp_path)
+    assert [file.name for file in tmp_path.rglob("*.*")] == [FILE]
+    second = Costs(tmp_path / "kept")
     monkeypatch.setattr(Costs, "_measure", lambda *_: pytest.fail("measured again"))
     assert second(4, 512, 512, None) == plain
 
 
+def test_times_of_a_busy_machine_are_not_mixed_with_those_of_a_quiet_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for quiet in (True, False):
+        monkeypatch.setattr(costs, "is_quiet", lambda threads, quiet=quiet: quiet)
+        Costs(tmp_path)(4, 64, 64, None)
+    kept = json.loads((tmp_path / FILE).read_text())
+    assert [key.rpartition(": ")[0].rpartition(", ")[2] for key in kept] == [f"{usable_cpus()} threads", "1 thread"]
+
+
 def test_a_damaged_table_is_measured_anew(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text("{")
-    assert Costs(tmp_path, tmp_path)(1, 64, 64, None) > 0
+    assert Costs(tmp_path)(1, 64, 64, None) > 0
 
 
 @pytest.mark.usefixtures("steady")

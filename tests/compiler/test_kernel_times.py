@@ -25,7 +25,7 @@ from burnish.passes.spec import parse
 @pytest.fixture(autouse=True)
 def _busy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count a single thread's time: other tests run beside these."""
-    monkeypatch.setattr(kernel_times, "_quiet", lambda threads: False)
+    monkeypatch.setattr(kernel_times, "is_quiet", lambda threads: False)
 
 
 def product(size: int, op: str = "MatMul") -> Graph:

@@ -134,7 +134,7 @@ def test_bad_options(parse: Parse) -> None:
 
 def test_panels_are_measured(tmp_path: Path) -> None:
     """A time of its own for each way to divide; how large it is depends on what else the machine does."""
-    costs = Costs(tmp_path, tmp_path)
+    costs = Costs(tmp_path)
     assert costs(16, 64, 64, None) > 0 and costs(16, 64, 64, Panels(2, 32)) > 0
     assert [key.partition(": ")[2] for key in json.loads((tmp_path / "costs.json").read_text())] == [
         "16 x 64 x 64, float32", "16 x 64 x 64, float32 in 2 panels of 32 channels",
