@@ -10,7 +10,7 @@ import onnx_ir
 
 from ...ir.graph import attribute, is_op, rank
 from ...ir.rewrite import Editor
-from .rtn import Array
+from .methods.rtn import Array
 
 ORIGINAL = "burnish.original"
 """Key of ``Node.meta`` of a ``DequantizeLinear``: the :class:`~.targets.Weight`'s tensor and layout before rounding."""

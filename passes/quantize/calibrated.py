@@ -15,8 +15,9 @@ from ...ir.noise import OUTPUT_NOISE, WEIGHT_NOISE, decibels
 from .. import propagation
 from ..base import Context, Outcome, Sequential
 from ..statistics import Hessian, total
-from . import beside, columns, gptq, learned, offsets, ranges, refine, rtn
-from .rtn import Array, Codes
+from . import beside, offsets
+from .methods import columns, gptq, learned, ranges, refine, rtn
+from .methods.rtn import Array, Codes
 from .scheme import Scheme
 from .targets import Weight
 from .tensors import packs
@@ -51,7 +52,7 @@ class Calibrated:
         context: gives the statistics.
         method: ``"gptq"``, ``"clip"`` for rounding to nearest in ranges that were searched for, ``"signround"``, or
             ``"learned_clip"``.
-        rounds: how often codes and scales are improved after GPTQ, see :func:`~.refine.refine`.
+        rounds: how often codes and scales are improved after GPTQ, see :func:`~.methods.refine.refine`.
         propagate: one of :data:`~..propagation.MODES`; weights must then be rounded by :meth:`rank`.
         outcome: gets remarks.
 

@@ -15,8 +15,9 @@ from .. import selectors
 from ..base import Context, Outcome, Pass, Stage
 from ..precise import PRECISE
 from ..statistics import Hessian
-from . import beside, gptq, lowrank, rtn
-from .rtn import Array
+from . import beside
+from .methods import gptq, lowrank, rtn
+from .methods.rtn import Array
 
 RULE = "compensate by low rank"
 

@@ -15,7 +15,7 @@ import onnx_ir
 from ...ir.graph import tensor_of
 from ...ir.noise import WEIGHT_NOISE, decibels
 from ...ir.rewrite import Editor
-from .rtn import Array, as_float32, pack
+from .methods.rtn import Array, as_float32, pack
 from .scheme import Scheme
 from .targets import Weight
 from .tensors import described

@@ -16,7 +16,7 @@ from .. import selectors
 from ..base import Coded, CodeTraining, Context, Outcome, Pass, Stage, without_data
 from ..training import check_precision
 from .beside import LEVELS, ORIGINAL
-from .rtn import Array
+from .methods.rtn import Array
 from .tensors import small, stored
 
 RULE = "learn codes"

@@ -16,7 +16,7 @@ import onnx_ir
 from ...ir.graph import SPARSITY, rank, tensor_of
 from ...ir.weights import lazy
 from . import tensors
-from .rtn import Array, as_float32
+from .methods.rtn import Array, as_float32
 from .scheme import Scheme
 from .targets import Weight
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from ...ir.graph import tensor_of
 from ..base import Outcome
+from .methods.rtn import Array, as_float32
 from .replace import where
-from .rtn import Array, as_float32
 from .scheme import Scheme
 from .targets import Weight
 

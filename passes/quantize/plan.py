@@ -12,7 +12,8 @@ from ...ir.graph import Graph, is_op, module_path
 from .. import selectors
 from ..base import Outcome
 from ..precise import PRECISE
-from . import activations, formats, offsets, static
+from . import formats, offsets
+from .inputs import activations, static
 from .replace import where
 from .scheme import Scheme
 from .targets import Targets, Weight

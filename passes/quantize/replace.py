@@ -11,8 +11,9 @@ from ...ir.errors import ModelError
 from ...ir.graph import FLOAT_INPUTS, module_path, tensor_of
 from ...ir.noise import WEIGHT_NOISE
 from ...ir.rewrite import Editor
-from . import beside, formats, noise, offsets, rtn
+from . import beside, formats, offsets
 from .calibrated import Rounded
+from .methods import noise, rtn
 from .scheme import PER_CHANNEL, Scheme
 from .targets import Weight
 from .tensors import Tensors, deferred, described, packs, precision, stored_bytes

@@ -14,9 +14,10 @@ from ...ir.rewrite import Editor
 from .. import selectors
 from ..base import Context, Outcome
 from ..precise import PRECISE
-from . import activations, beside, offsets
+from . import beside, offsets
 from .calibrated import Calibrated, Rounded
-from .outliers import Outliers
+from .inputs import activations
+from .inputs.outliers import Outliers
 from .plan import Totals
 from .replace import keep, nearest, rewrite, store, where
 from .scheme import Scheme

@@ -10,7 +10,7 @@ import onnx_ir
 
 from ...ir.graph import tensor_of
 from ...ir.weights import Shared, Widened, lazy
-from .rtn import Array, Codes, pack
+from .methods.rtn import Array, Codes, pack
 from .scheme import PER_CHANNEL, Scheme
 from .targets import Weight
 

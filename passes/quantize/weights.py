@@ -10,9 +10,12 @@ from ...ir.errors import OptionError, UnsupportedError, nearest
 from ...ir.graph import Graph, module_path
 from .. import propagation, selectors
 from ..base import Context, Outcome, Pass, Stage, without_data
-from . import activations, auto, histogram, origin, refine, sensitivity, static
+from . import origin
 from .calibrated import Calibrated
-from .outliers import Outliers
+from .choice import auto, sensitivity
+from .inputs import activations, histogram, static
+from .inputs.outliers import Outliers
+from .methods import refine
 from .plan import Plan, Totals, select
 from .replace import where
 from .rounding import Rounding

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..quantize import rtn
+from ..quantize.methods import rtn
 from ..quantize.scheme import Scheme
 from .products import Array
 

@@ -12,7 +12,7 @@ from ...ir.errors import CalibrationError
 from ...ir.graph import tensor_of
 from .. import propagation
 from ..base import Context, Outcome
-from ..quantize import gptq
+from ..quantize.methods import gptq
 from ..quantize.targets import Weight
 from ..statistics import Hessian, Moments, total
 

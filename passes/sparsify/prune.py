@@ -14,7 +14,7 @@ from ...ir.graph import SPARSITY, Graph, is_op, module_path, tensor_of
 from ...ir.rewrite import Editor
 from .. import propagation, selectors
 from ..base import Context, Outcome, Pass, Stage, Zeros, without_data
-from ..quantize import gptq
+from ..quantize.methods import gptq
 from ..quantize.replace import take_place, where
 from ..quantize.targets import Weight, find
 from ..selectors import Selector

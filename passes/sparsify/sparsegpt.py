@@ -1,8 +1,8 @@
 """SparseGPT: the weights that stay make up for those that go (Frantar and Alistarh 2023).
 
 Columns are taken one after the other; what a column loses moves all later ones by the factors of the inverse Hessian
-(algorithm 1). With ``H = (U + I) D (U + I)ᵀ`` as in :mod:`~burnish.passes.quantize.gptq` no inverse is needed, and the
-score of a weight, ``w² / [H⁻¹]_jj`` of the Hessian of the columns not yet taken, is ``w² D_j``.
+(algorithm 1). With ``H = (U + I) D (U + I)ᵀ`` as in :mod:`~burnish.passes.quantize.methods.gptq` no inverse is needed,
+and the score of a weight, ``w² / [H⁻¹]_jj`` of the Hessian of the columns not yet taken, is ``w² D_j``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..quantize.gptq import Feedback
+from ..quantize.methods.gptq import Feedback
 from .pattern import Pattern, select
 
 Array = np.ndarray[Any, Any]

@@ -17,7 +17,8 @@ from burnish.backends.onnxruntime.writer import to_bytes, write
 from burnish.ir.errors import OptionError, VerificationError
 from burnish.ir.rewrite import Editor
 from burnish.passes.base import Context
-from burnish.passes.quantize import Quantize, Scheme, rtn
+from burnish.passes.quantize import Quantize, Scheme
+from burnish.passes.quantize.methods import rtn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -13,7 +13,7 @@ from burnish.ir.errors import OptionError
 from burnish.ir.rewrite import Editor
 from burnish.passes.base import Context, Outcome
 from burnish.passes.quantize import Quantize, Scheme
-from burnish.passes.quantize.activations import SMALLEST_PRODUCT
+from burnish.passes.quantize.inputs.activations import SMALLEST_PRODUCT
 from burnish.passes.quantize.scheme import Activations, resolve
 
 WIDTH = 192

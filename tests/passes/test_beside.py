@@ -11,7 +11,7 @@ import pytest
 from burnish.ir.errors import CalibrationError, OptionError
 from burnish.passes import CompensateLowRank, Quantize
 from burnish.passes.base import Context, Outcome
-from burnish.passes.quantize import columns, gptq, lowrank, ranges, rtn
+from burnish.passes.quantize.methods import columns, gptq, lowrank, ranges, rtn
 from burnish.passes.quantize.scheme import Scheme
 
 Array = np.ndarray[Any, Any]

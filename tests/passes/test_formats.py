@@ -14,7 +14,7 @@ from burnish.ir.errors import CalibrationError, OptionError
 from burnish.passes.base import Context
 from burnish.passes.quantize import Quantize, Scheme
 from burnish.passes.quantize.formats import NF4, fp8, nf4
-from burnish.passes.quantize.rtn import dequantize, quantize
+from burnish.passes.quantize.methods.rtn import dequantize, quantize
 from burnish.passes.quantize.scheme import Activations, resolve
 
 Array = np.ndarray[Any, Any]

@@ -1,12 +1,12 @@
-"""GPTQ: the mathematics of ``passes/quantize/gptq.py``."""
+"""GPTQ: the mathematics of ``passes/quantize/methods/gptq.py``."""
 
 from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
 import pytest
-from burnish.passes.quantize import gptq, rtn
-from burnish.passes.quantize.ranges import search
+from burnish.passes.quantize.methods import gptq, rtn
+from burnish.passes.quantize.methods.ranges import search
 from burnish.passes.quantize.scheme import Scheme
 
 SCHEMES = [Scheme(4, 32, False), Scheme(4, 32, True), Scheme(4, 0, False), Scheme(8, 64, True)]

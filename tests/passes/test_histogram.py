@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from burnish.passes.quantize.histogram import METHODS, Range, choose
+from burnish.passes.quantize.inputs.histogram import METHODS, Range, choose
 from burnish.passes.statistics import HISTOGRAM_BINS, HISTOGRAM_LEAST, HISTOGRAM_STEPS
 
 Array = np.ndarray[Any, Any]

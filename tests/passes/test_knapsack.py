@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from burnish.passes.quantize.knapsack import solve
+from burnish.passes.quantize.choice.knapsack import solve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

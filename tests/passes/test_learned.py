@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from burnish.passes.quantize import gptq, learned, ranges, rtn
+from burnish.passes.quantize.methods import gptq, learned, ranges, rtn
 from burnish.passes.quantize.scheme import Scheme
 
 Array = np.ndarray[Any, Any]

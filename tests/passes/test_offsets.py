@@ -15,7 +15,8 @@ from burnish.ir.graph import FLOAT_INPUTS, SPARSITY
 from burnish.ir.graph import tensor_of as held
 from burnish.passes import CompensateLowRank, Quantize
 from burnish.passes.base import Context, Outcome
-from burnish.passes.quantize import offsets, origin, rtn
+from burnish.passes.quantize import offsets, origin
+from burnish.passes.quantize.methods import rtn
 from burnish.passes.quantize.scheme import NAMED, Scheme, override, resolve
 from hypothesis import given, settings
 from hypothesis import strategies as st

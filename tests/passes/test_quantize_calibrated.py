@@ -1,4 +1,4 @@
-"""``Quantize`` with calibration inputs: the pass around ``passes/quantize/gptq.py``."""
+"""``Quantize`` with calibration inputs: the pass around ``passes/quantize/methods/gptq.py``."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The search for the range of a group: ``passes/quantize/ranges.py``."""
+"""The search for the range of a group: ``passes/quantize/methods/ranges.py``."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from burnish.passes.quantize import rtn
-from burnish.passes.quantize.ranges import search
+from burnish.passes.quantize.methods import rtn
+from burnish.passes.quantize.methods.ranges import search
 from burnish.passes.quantize.scheme import Scheme
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from burnish.passes.quantize import gptq, refine, rtn
+from burnish.passes.quantize.methods import gptq, refine, rtn
 from burnish.passes.quantize.scheme import Scheme
 from hypothesis import given, settings
 from hypothesis import strategies as st

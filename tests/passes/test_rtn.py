@@ -3,7 +3,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from burnish.passes.quantize import rtn
+from burnish.passes.quantize.methods import rtn
 from burnish.passes.quantize.scheme import Scheme
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -13,7 +13,8 @@ import pytest
 import torch
 from burnish.ir.errors import OptionError
 from burnish.ir.weights import Widened, lazy, rearranged
-from burnish.passes.quantize import Quantize, rtn
+from burnish.passes.quantize import Quantize
+from burnish.passes.quantize.methods import rtn
 from burnish.passes.quantize.scheme import Scheme
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from burnish.passes.quantize import gptq, rtn
+from burnish.passes.quantize.methods import gptq, rtn
 from burnish.passes.quantize.scheme import Scheme
 from burnish.passes.rotate.orthogonal import hadamard, rotation, uniform
 

@@ -102,7 +102,7 @@ def test_awq_reduces_the_error_of_four_bits() -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
 def test_weighted_error_is_that_of_the_outputs(ratio: float) -> None:
-    from burnish.passes.quantize import rtn
+    from burnish.passes.quantize.methods import rtn
 
     x, w = outliers(tokens=4096)
     s = saliency.scales(np.abs(x).mean(axis=0), ratio)

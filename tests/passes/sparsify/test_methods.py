@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from burnish.ir.errors import OptionError
-from burnish.passes.quantize import gptq, refine, rtn
+from burnish.passes.quantize.methods import gptq, refine, rtn
 from burnish.passes.quantize.scheme import Scheme
 from burnish.passes.sparsify import criteria, dsnot, least_squares, ratios, sparsegpt
 from burnish.passes.sparsify.pattern import Pattern, follows, parse, select

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..statistics import HISTOGRAM_BINS, HISTOGRAM_LEAST, HISTOGRAM_STEPS, Array
+from ...statistics import HISTOGRAM_BINS, HISTOGRAM_LEAST, HISTOGRAM_STEPS, Array
 
 METHODS = ("mse", "minmax", "percentile", "kl")
 _SHARES = np.exp2(-np.arange(0, 49) / 8)
@@ -47,7 +47,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Bins:
-    """A histogram as :class:`~..statistics.Histogram` gives it.
+    """A histogram as :class:`~...statistics.Histogram` gives it.
 
     Attributes:
         low: least number, or 0 if that is above 0.

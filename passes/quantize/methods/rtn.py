@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .scheme import Scheme
+from ..scheme import Scheme
 
 Array = np.ndarray[Any, Any]
 

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from ...ir.errors import ModelError
-from ...ir.graph import Graph, attribute, constant, is_op, module_path, tensor_of
-from ...ir.noise import WEIGHT_NOISE, decibels
-from ...ir.rewrite import Editor
-from ..base import Context, Outcome
-from ..statistics import Histogram
+from ....ir.errors import ModelError
+from ....ir.graph import Graph, attribute, constant, is_op, module_path, tensor_of
+from ....ir.noise import WEIGHT_NOISE, decibels
+from ....ir.rewrite import Editor
+from ...base import Context, Outcome
+from ...statistics import Histogram
+from ..methods.rtn import as_float32
 from .histogram import Range, choose
-from .rtn import as_float32
 
 RULE = "quantize activations"
 OPERATORS = ("Conv", "ConvTranspose")

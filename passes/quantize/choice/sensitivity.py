@@ -9,14 +9,16 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir
 
-from ...ir.graph import module_path, tensor_of
-from ..base import Context
-from ..statistics import Hessian, Histogram, TokenSpan
-from . import formats, gptq, histogram, offsets, rtn
-from .calibrated import Calibrated
-from .rtn import Array
-from .scheme import PER_CHANNEL, Scheme
-from .targets import Weight
+from ....ir.graph import module_path, tensor_of
+from ...base import Context
+from ...statistics import Hessian, Histogram, TokenSpan
+from .. import formats, offsets
+from ..calibrated import Calibrated
+from ..inputs import histogram
+from ..methods import gptq, rtn
+from ..methods.rtn import Array
+from ..scheme import PER_CHANNEL, Scheme
+from ..targets import Weight
 
 _ROWS = 256
 """Output channels of a matrix that are looked at."""

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir
 
-from ...ir.rewrite import Editor
-from ..base import Context, Outcome
-from ..statistics import AbsMax
-from .rtn import Array
-from .targets import Weight
+from ....ir.rewrite import Editor
+from ...base import Context, Outcome
+from ...statistics import AbsMax
+from ..methods.rtn import Array
+from ..targets import Weight
 
 
 class Outliers:

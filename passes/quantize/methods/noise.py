@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...ir.noise import decibels
+from ....ir.noise import decibels
+from ..scheme import Scheme
 from .rtn import Array, Codes, as_float32, dequantize
-from .scheme import Scheme
 
 _ROWS = 256
 """Output channels of a matrix that are looked at: as many as say enough about all."""

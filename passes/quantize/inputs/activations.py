@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir
 
-from ...ir.graph import dims, rank
-from ...ir.rewrite import Editor
+from ....ir.graph import dims, rank
+from ....ir.rewrite import Editor
+from ..scheme import Scheme
+from ..targets import Weight
 from .outliers import Outliers, without
-from .scheme import Scheme
-from .targets import Weight
 
 RULE = "quantize activations"
 SMALLEST_PRODUCT = 192 * 192

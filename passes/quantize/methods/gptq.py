@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..scheme import Scheme
 from .ranges import search
 from .rows import ROWS, by_rows
 from .rtn import Array, Codes, as_float32
-from .scheme import Scheme
 
 Order = Literal["activation", "none"]
 ORDERS: tuple[Order, ...] = ("activation", "none")

@@ -14,19 +14,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ...ir.errors import CalibrationError, UnsupportedError
-from ...ir.graph import Graph, tensor_of
-from ..base import Context, Cost, Outcome, Trial
-from ..precise import PRECISE
-from . import activations, formats, offsets, static
-from .calibrated import Calibrated
+from ....ir.errors import CalibrationError, UnsupportedError
+from ....ir.graph import Graph, tensor_of
+from ...base import Context, Cost, Outcome, Trial
+from ...precise import PRECISE
+from .. import formats, offsets
+from ..calibrated import Calibrated
+from ..inputs import activations, static
+from ..plan import Totals
+from ..rounding import Rounding
+from ..scheme import NAMED, Scheme
+from ..targets import Weight, find
+from ..tensors import stored_bytes
 from .knapsack import solve
-from .plan import Totals
-from .rounding import Rounding
-from .scheme import NAMED, Scheme
 from .sensitivity import Losses, kind
-from .targets import Weight, find
-from .tensors import stored_bytes
 
 NAME = "auto"
 OBJECTIVES = ("time", "size")
@@ -46,7 +47,7 @@ _SLOWER = 1.05
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user asked for; see :class:`~.weights.Quantize`."""
+    """What the user asked for; see :class:`~..weights.Quantize`."""
 
     budget: float
     objective: str

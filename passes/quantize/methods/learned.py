@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from ..scheme import Scheme
 from .gptq import DAMPING
 from .rows import by_rows
 from .rtn import Array, Codes, as_float32, rounded
-from .scheme import Scheme
 
 STEPS = 100
 """Steps of descent; SignRound takes 200 on blocks."""

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from ..scheme import Scheme
 from .gptq import DAMPING
 from .rows import by_rows, rows_of
 from .rtn import Array, Codes, as_float32, dequantize, rounded
-from .scheme import Scheme
 
 ROUNDS = 2
 """Times that codes and scales are improved in turn."""

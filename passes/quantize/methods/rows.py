@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..scheme import Scheme
 from .rtn import Codes
-from .scheme import Scheme
 
 ROWS = 2048
 """At a time: a block of columns of them stays in the second-level cache."""

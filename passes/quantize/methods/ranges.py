@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..scheme import Scheme
 from .rtn import Array, Codes, as_float32, rounded
-from .scheme import Scheme
 
 NARROWEST = 0.6
 """The narrowest range tried, as a share of the full one."""

@@ -1,0 +1,1 @@
+"""``Quantize("auto")``: the scheme of each product chosen by measurement."""
