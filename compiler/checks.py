@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,14 @@ def pass_context(
     imported: Imported,
     target: str,
     calibration: Calibration | None,
+    evaluation: Calibration | None,
     workspace: Path,
     store: Cache | None,
     progress: Progress,
     passes: Sequence[Pass],
 ) -> Context:
     """What passes may ask for besides statistics."""
-    context = _measuring(stack, imported, target, calibration, workspace, store, progress)
+    context = _measuring(stack, imported, target, calibration, evaluation, workspace, store, progress)
     if calibration is None:
         return context
     original = imported.graph.clone() if any(item.needs_original for item in passes) else None
@@ -67,6 +68,7 @@ def _measuring(
     imported: Imported,
     target: str,
     calibration: Calibration | None,
+    evaluation: Calibration | None,
     workspace: Path,
     store: Cache | None,
     progress: Progress,
@@ -76,10 +78,13 @@ def _measuring(
         return Context(target, calibration, progress, decodes=decodes, latency=_latency(target))
     trial = None
     if calibration is not None:
-        trial = Trials(imported.graph, calibration, imported.decoder, workspace)
+        # What passes fit to the calibration inputs loses less on them than on others.
+        inputs = calibration if evaluation is None else evaluation
+        trial = Trials(imported.graph, inputs, imported.decoder, workspace)
         stack.callback(trial.close)
     costs = Costs(None if store is None else store.folder)
-    return Context(target, calibration, progress, cost=costs, trial=trial, decodes=decodes)
+    held_out = evaluation is not None
+    return Context(target, calibration, progress, cost=costs, trial=trial, trial_held_out=held_out, decodes=decodes)
 
 
 def _latency(target: str) -> Latency | None:
@@ -95,7 +100,7 @@ def accuracy_check(
     stack: contextlib.ExitStack,
     imported: Imported,
     passes: Sequence[Pass],
-    evaluation: Iterable[Any] | None,
+    evaluation: Calibration | None,
     verify: Verify,
     target: str,
     calibration: Calibration | None,
@@ -104,9 +109,7 @@ def accuracy_check(
 ) -> AccuracyCheck | None:
     """Compares outputs on the user's inputs where a pass may change them: on those for it, else for calibration."""
     lossy = any(item.stage > Stage.RECOVER for item in passes)
-    inputs = calibration
-    if evaluation is not None:
-        inputs = Calibration(evaluation, imported.signature, imported.decoder)
+    inputs = calibration if evaluation is None else evaluation
     if inputs is None or target != "onnxruntime" or verify == "off" or not (lossy or evaluation):
         return None
     reason = None

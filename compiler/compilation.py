@@ -104,6 +104,8 @@ def compile_once(
     given = how.calibration
     items = given.inputs(imported) if isinstance(given, DataFile) else given
     calibration = None if items is None else Calibration(items, imported.signature, imported.decoder)
+    judged = how.evaluation
+    evaluation = None if judged is None else Calibration(judged, imported.signature, imported.decoder)
     numerics = None
     changing = any(item.changes_inputs for item in how.passes)
     callbacks: list[Callback] = [] if how.verify == "off" else [StructureCheck()]
@@ -124,14 +126,16 @@ def compile_once(
         if calibration is not None:
             observe = stack.enter_context(Statistics(graph, calibration, folder.parent, progress, cache=store))
         random = on_random_tokens(stack, imported, graph, folder.parent, progress)
-        context = pass_context(stack, imported, how.target, calibration, folder.parent, store, progress, how.passes)
+        context = pass_context(
+            stack, imported, how.target, calibration, evaluation, folder.parent, store, progress, how.passes
+        )
         times = asked_for(how.passes, None if store is None else store.folder)
         clock = None if times is None else times.unlowered
         context = replace(context, observe=observe, observe_made_up=random, clock=clock)
         if observe is not None:
             context = replace(context, observe_together=observe.together, sequential=observe.sequential)
         accuracy = accuracy_check(
-            stack, imported, how.passes, how.evaluation, how.verify, how.target, calibration, folder.parent, remarks
+            stack, imported, how.passes, evaluation, how.verify, how.target, calibration, folder.parent, remarks
         )
         if accuracy is not None:
             with timed(seconds, "original"):

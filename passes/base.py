@@ -21,8 +21,9 @@ Cost = Callable[[int, int, int, Any], float]
 """Seconds of a product of [M, K] and [K, N] on the machine at hand: by a scheme, in float32 with :class:`Zeros` or in
 :class:`Panels`, or in float32 if that is None."""
 Trial = Callable[[Callable[[Graph], None]], float]
-"""What a change of the graph, made to a copy of it, costs on calibration inputs: the divergence of next-token
-distributions in nats for a language model, else the relative squared error of the first output."""
+"""What a change of the graph, made to a copy of it, costs on the evaluation inputs, or on those for calibration where
+there are none: the divergence of next-token distributions in nats for a language model, else the relative squared error
+of the first output."""
 Observe = Callable[[Sequence[onnx_ir.Value], Observer], dict[str, np.ndarray[Any, Any]]]
 """Statistics of values of the graph at hand, by the names of the values."""
 Request = tuple[Sequence[onnx_ir.Value], Observer]
@@ -257,6 +258,7 @@ class Context:
             no data. The graph is taken as it is at the call.
         cost: of products on this machine; None where nothing can be measured.
         trial: of a change; None where there is no data.
+        trial_held_out: whether its inputs are others than those of :meth:`statistics`.
         decodes: whether the model is a causal language model with a cache.
         distill: trains weights; None where there is no data, or no pass that needs the model as it came.
         influence: derivatives of the loss; None where there is no data.
@@ -274,6 +276,7 @@ class Context:
     sequential: InOrder | None = None
     cost: Cost | None = None
     trial: Trial | None = None
+    trial_held_out: bool = False
     decodes: bool = False
     distill: Distillation | None = None
     influence: Influence | None = None

@@ -78,8 +78,8 @@ class Quantize(Pass):
         outliers: with activations quantized by token and weights by channel, input channels that exceed this magnitude
             on the calibration inputs stay in floating point (LLM.int8(), Dettmers et al. 2022, which uses 6).
         budget: with the scheme ``"auto"``, which chooses a scheme for each product (or leaves it float): how much the
-            model may lose on the calibration inputs. For a language model, by how much perplexity may grow (0.05 is
-            5 %); for others, the relative error of the outputs.
+            model may lose on the evaluation inputs, or on those for calibration if there are none. For a language
+            model, by how much perplexity may grow (0.05 is 5 %); for others, the relative error of the outputs.
         objective: what ``"auto"`` makes small: ``"time"``, by a table of costs measured on this machine, or ``"size"``.
         prompt: tokens of a prompt (or of any input, if the model does not decode), for the time.
         generated: tokens decoded after a prompt, for the time; as many as the prompt if not given.

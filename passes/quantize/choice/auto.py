@@ -168,11 +168,12 @@ class _Choice:
         costs = [unit.times if self._wishes.objective == "time" else unit.sizes for unit in units]
         fitted = [[self._loss(unit, errors) for errors in unit.errors] for unit in units]
         best, least, lost = [0] * len(units), math.inf, 0.0
-        factor = 1.0
+        factor, before = 1.0, best
         for _ in range(_ROUNDS):
             picks = solve(costs, [[factor * loss for loss in losses] for losses in fitted], self._budget)
-            if not any(picks):
+            if not any(picks) or picks == before:
                 break
+            before = picks
             pairs = zip(units, picks, strict=True)
             schemes = {id(weight): unit.schemes[pick] for unit, pick in pairs for weight in unit.weights}
             expected = sum(losses[pick] for losses, pick in zip(fitted, picks, strict=True))
@@ -208,6 +209,12 @@ class _Choice:
             time_ratio=round(after / before, 4),
             **{name: count for name, count in counts.items()},
         )
+        if self._rounder is not None and any(picks) and not self._context.trial_held_out:
+            outcome.skipped(
+                "",
+                "the budget was kept on the inputs that the rounding was fitted to, others lose more: "
+                "with evaluation= it is kept on inputs of their own",
+            )
         for scheme in wishes.considered:
             if str(scheme) in counts:
                 continue
