@@ -43,12 +43,14 @@ class Recipe:
     Attributes:
         passes: the specification.
         data: how many calibration sequences of 512 tokens it gets.
+        others: how many sequences of the same topics, between these, it gets to judge by itself.
         limit: what the ratio of perplexities must not be above, if something is asked of it.
         keep: whether the artifact stays, for measurements of its speed.
     """
 
     passes: str
     data: int = 32
+    others: int = 0
     limit: float | None = None
     keep: bool = False
 
@@ -171,13 +173,19 @@ def _cpu_seconds() -> float:
 
 def compress(recipe: Recipe, folder: Path) -> None:
     """Compile SmolLM2 by a recipe into a folder."""
-    calibration = None
+    calibration = evaluation = None
     if recipe.data:
-        tokens = windows(load_tokenizer(model_path("smollm2")), calibration_text(), recipe.data)
-        calibration = [{"input_ids": row[None]} for row in tokens]
+        # Every second of almost twice as many are the same windows; the others lie between them.
+        step = 2 if recipe.others else 1
+        tokens = windows(load_tokenizer(model_path("smollm2")), calibration_text(), step * (recipe.data - 1) + 1)
+        feeds = [{"input_ids": row[None]} for row in tokens]
+        calibration, between = feeds[::step], feeds[1::2]
+        evaluation = [between[at] for at in np.linspace(0, len(between) - 1, recipe.others).astype(int)] or None
     # Nothing but compressing is measured: outputs are compared by the other process.
     source = model_path("smollm2")
-    export(source, folder, passes=recipe.passes, calibration=calibration, cache=False, verify="off")
+    export(
+        source, folder, passes=recipe.passes, calibration=calibration, evaluation=evaluation, cache=False, verify="off"
+    )
 
 
 def divergence(reference: np.ndarray[Any, Any], logits: np.ndarray[Any, Any]) -> float:
