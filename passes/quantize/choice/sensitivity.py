@@ -22,6 +22,8 @@ from ..targets import Weight
 
 _ROWS = 256
 """Output channels of a matrix that are looked at."""
+_KEPT = 8
+"""Weights whose rows are kept: as many as are asked about in turn, scheme after scheme."""
 
 
 def kind(weight: Weight) -> str:
@@ -58,6 +60,7 @@ class Losses:
         self._histograms = context.statistics(values, Histogram())
         self._rounder = rounder
         self._ratios: dict[tuple[str, Scheme], float] = {}
+        self._read: dict[int, Array] = {}
 
     def knows(self, weight: Weight) -> bool:
         """Whether anything is known of the inputs of a weight."""
@@ -69,11 +72,9 @@ class Losses:
 
     def of(self, weight: Weight, scheme: Scheme) -> Loss:
         """The errors of a weight."""
-        tensor, name = tensor_of(weight.value), weight.products[0].inputs[0]
-        assert tensor is not None and name is not None
-        array, key = tensor.numpy(), name.name or ""
-        matrix = rtn.as_float32(array.T if weight.layout == "kn" else array)
-        rows = matrix[_some(len(matrix))]
+        value = weight.products[0].inputs[0]
+        assert value is not None
+        key, rows = value.name or "", self._rows(weight)
         hessian = self._hessians[key]
         power = max(gptq.output_error(rows, hessian), 1e-30)
         lost = gptq.output_error(_rounded(rows, scheme) - rows, hessian) / power
@@ -88,6 +89,18 @@ class Losses:
                 step = histogram.expected_error(self._histograms[key], self.span(key))
             extra = step * float((rows.astype(np.float64) ** 2).sum()) / power
         return Loss(lost * ratio + extra, lost + extra)
+
+    def _rows(self, weight: Weight) -> Array:
+        """Some of the rows of a weight, kept for the next scheme: it may be computed whenever it is read."""
+        if id(weight) not in self._read:
+            tensor = tensor_of(weight.value)
+            assert tensor is not None
+            array = tensor.numpy()
+            matrix = rtn.as_float32(array.T if weight.layout == "kn" else array)
+            if len(self._read) >= _KEPT:
+                self._read.pop(next(iter(self._read)))
+            self._read[id(weight)] = np.ascontiguousarray(matrix[_some(len(matrix))])
+        return self._read[id(weight)]
 
     def _ratio(self, weight: Weight, scheme: Scheme) -> float:
         """What second-order rounding leaves of the error, by one weight of each kind."""
