@@ -13,7 +13,7 @@ from ...ir.errors import CalibrationError, ModelError
 from ...ir.graph import SPARSITY, Graph, tensor_of
 from ...ir.noise import OUTPUT_NOISE, WEIGHT_NOISE, decibels
 from .. import propagation
-from ..base import Context, Outcome, Sequential
+from ..base import Context, Outcome, Request, Sequential
 from ..statistics import Hessian, total
 from . import beside, offsets
 from .methods import columns, gptq, learned, ranges, refine, rtn
@@ -70,13 +70,13 @@ class Calibrated:
         propagate: str = "off",
         outcome: Outcome | None = None,
     ) -> None:
-        values = {value.name: value for weight in weights if self.obstacle(weight) is None for value in _inputs(weight)}
+        values = self.request(weights)[0]
         # Asked even for nothing, where data were asked for by name and there are none.
         asked = bool(values) or not context.has_calibration
-        self._walk = propagation.begin(list(values.values()), context, propagate, outcome) if values else None
+        self._walk = propagation.begin(values, context, propagate, outcome) if values else None
         self._errors, self._weights = propagate != "inputs", weights
         asked = asked and self._walk is None
-        self._hessians = context.statistics(list(values.values()), Hessian()) if asked else {}
+        self._hessians = context.statistics(values, Hessian()) if asked else {}
         self.method, self._rounds = method, rounds
         # Products of the same input follow each other.
         self._corrected: tuple[tuple[str, ...], Array] | None = None
@@ -86,6 +86,12 @@ class Calibrated:
     def remember(self) -> None:
         """From now on keep the last codes of each weight: a trial asks for them, and then what comes out does."""
         self._found = {}
+
+    @classmethod
+    def request(cls, weights: Sequence[Weight]) -> Request:
+        """The statistics that are asked for, where errors are not propagated."""
+        known = [weight for weight in weights if cls.obstacle(weight) is None]
+        return list({value.name: value for weight in known for value in _inputs(weight)}.values()), Hessian()
 
     @staticmethod
     def obstacle(weight: Weight) -> str | None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import onnx_ir
+
 from ...ir.errors import OptionError, UnsupportedError, nearest
 from ...ir.graph import Graph, module_path
 from .. import propagation, selectors
@@ -13,14 +15,15 @@ from ..base import Context, Outcome, Pass, Stage, without_data
 from . import origin
 from .calibrated import Calibrated
 from .choice import auto, sensitivity
-from .inputs import activations, histogram, static
+from .inputs import activations, alike, histogram, static
+from .inputs.histogram import Range
 from .inputs.outliers import Outliers
 from .methods import refine
 from .plan import Plan, Totals, select
 from .replace import where
 from .rounding import Rounding
 from .scheme import NAMED, Scheme, override, resolve
-from .targets import find
+from .targets import Weight, find
 
 METHODS = ("auto", "gptq", "clip", "signround", "learned_clip", "rtn")
 _FITTED = ("gptq", "clip", "signround", "learned_clip")
@@ -77,6 +80,10 @@ class Quantize(Pass):
             convolutions, and all elsewhere.
         outliers: with activations quantized by token and weights by channel, input channels that exceed this magnitude
             on the calibration inputs stay in floating point (LLM.int8(), Dettmers et al. 2022, which uses 6).
+        fixed_inputs: with activations quantized by token, inputs that a normalization made get one scale from
+            calibration inputs instead where their square error grows by no more than this factor, which takes less
+            time; if not given, 2.5 where there are calibration inputs and a method looks at them; 0 leaves each token
+            its scale.
         budget: with the scheme ``"auto"``, which chooses a scheme for each product (or leaves it float): how much the
             model may lose on the evaluation inputs, or on those for calibration if there are none. For a language
             model, by how much perplexity may grow (0.05 is 5 %); for others, the relative error of the outputs.
@@ -113,6 +120,7 @@ class Quantize(Pass):
     ranges: str = "auto"
     percentile: float = 99.99
     outliers: float | None = None
+    fixed_inputs: float | None = None
     budget: float | None = None
     objective: str = "time"
     prompt: int = 128
@@ -144,6 +152,16 @@ class Quantize(Pass):
                 raise OptionError(f"{name}={number!r} is negative", where="Quantize", fix="use 0, 1, 2 …")
         if self.outliers is not None and not self.outliers > 0:
             raise OptionError(f"outliers={self.outliers!r} is no magnitude", where="Quantize", fix="use 6.0")
+        if self.fixed_inputs is not None and not self.fixed_inputs >= 0:
+            raise OptionError(
+                f"fixed_inputs={self.fixed_inputs!r} is no factor of an error", where="Quantize",
+                fix="use 2.5, or 0 for a scale of its own for each token",
+            )  # fmt: skip
+        if self.fixed_inputs and self.outliers is not None:
+            raise OptionError(
+                "outliers are taken out of inputs that are quantized by token, fixed_inputs quantizes them otherwise",
+                where="Quantize", fix="leave one out",
+            )  # fmt: skip
         if self.keep_columns and self.method == "rtn":
             raise OptionError(
                 "keep_columns needs calibration inputs, method='rtn' takes none", where="Quantize", fix="leave one out"
@@ -233,18 +251,13 @@ class Quantize(Pass):
         keep_in = selectors.parse_all(self.keep_in)
         selectors.require_matches(keep_in, candidates, "products and embeddings")
         chosen = select(targets, plan, outcome, totals)
-        looked: Calibrated | None = None
+        rounder: Calibrated | None = None
+        known: dict[onnx_ir.Value, Range] = {}
         if self.scheme == auto.NAME:
-            auto.require(context)
-            sensitivity.prepare([weight for weight, _ in chosen], context)
-            if self.method != "rtn":
-                looked = Calibrated(graph, [weight for weight, _ in chosen], context, self._fitting, self.rounds)
-                looked.remember()
-            given = [(weight, scheme) for weight, scheme in chosen if plan.overridden(weight.users)]
-            free = [weight for weight, _ in chosen if not plan.overridden(weight.users)]
-            found, left_float = auto.choose(free, context, self._wishes(), looked, outcome)
-            chosen = [*given, *found]
-            totals.left_weights += left_float
+            chosen, rounder = self._choose(graph, chosen, plan, context, outcome, totals)
+        elif self.outliers is None and (limit := self._growth(context)):
+            rounded = [] if self.method == "rtn" or self._propagates(context) else [weight for weight, _ in chosen]
+            chosen, known = alike.fix(chosen, limit, context, outcome, Calibrated.request(rounded))
         convolutions, others = plan.split_others(targets, graph, totals)
         origin.tell(outcome, [(weight, scheme) for weight, scheme in chosen if scheme.activations is None])
         opset = graph.opset_imports.get("", 1)
@@ -254,27 +267,12 @@ class Quantize(Pass):
                 where=where(chosen[0][0]) if chosen else module_path(convolutions[0]),
                 fix="convert the file to a newer opset first (onnx.version_converter)",
             )
-        asked = self.method in _FITTED or self.keep_columns > 0 or self.outliers is not None
-        fitted = [w for w, scheme in chosen if scheme.format == "int" and (asked or not scheme.is_fine)]
-        data = asked or (self.method == "auto" and context.has_calibration and bool(fitted))
-        propagates = propagation.resolved(self.propagate, context) != "off" and self.method != "rtn"
         # Statistics are taken of the graph as it is, before the first weight is replaced.
-        rounder = None
-        if data:
-            rounder = looked
-            if looked is None or propagates:
-                rounder = Calibrated(graph, fitted, context, self._fitting, self.rounds, self.propagate, outcome)
-        if propagates:
-            if rounder is None and not context.has_calibration:
-                raise without_data("Quantize(propagate=...)")
-            if rounder is not None:
-                chosen.sort(key=lambda pair: rounder.rank(pair[0]))
-            elif self.propagate != "auto":
-                outcome.missed("", "no error is propagated: every weight is rounded to nearest")
+        fitted, rounder = self._fit(graph, chosen, rounder, context, outcome)
         by_token = [weight for weight, scheme in chosen if activations.by_token(weight, scheme)]
         outliers = Outliers(by_token, self.outliers, context) if self.outliers is not None else None
         fixed = [n for weight, s in chosen if s.activations and not s.activations.dynamic for n in weight.products]
-        ranges = static.Ranges(graph, convolutions, fixed, context, self.ranges, self.percentile)
+        ranges = static.Ranges(graph, convolutions, fixed, context, self.ranges, self.percentile, known)
         rounding = Rounding(
             graph, context, outcome, totals, rounder, fitted, outliers, self.keep_columns, keep_in
         )  # fmt: skip
@@ -294,3 +292,61 @@ class Quantize(Pass):
             outcome.skipped(module_path(node), reason, op=node.op_type)
         totals.report(outcome)
         return outcome
+
+    def _choose(
+        self,
+        graph: Graph,
+        chosen: Sequence[tuple[Weight, Scheme]],
+        plan: Plan,
+        context: Context,
+        outcome: Outcome,
+        totals: Totals,
+    ) -> tuple[list[tuple[Weight, Scheme]], Calibrated | None]:
+        """Schemes by measurement for all weights that no override has one for, and what rounds them."""
+        auto.require(context)
+        weights = [weight for weight, _ in chosen]
+        sensitivity.prepare(weights, context)
+        rounder = None
+        if self.method != "rtn":
+            rounder = Calibrated(graph, weights, context, self._fitting, self.rounds)
+            rounder.remember()
+        given = [(weight, scheme) for weight, scheme in chosen if plan.overridden(weight.users)]
+        free = [weight for weight in weights if not plan.overridden(weight.users)]
+        found, left_float = auto.choose(free, context, self._wishes(), rounder, outcome)
+        totals.left_weights += left_float
+        return [*given, *found], rounder
+
+    def _growth(self, context: Context) -> float:
+        """By how much the error of an input may grow for the sake of one scale; 0 where each token keeps its own."""
+        if self.fixed_inputs is not None:
+            return self.fixed_inputs
+        measures = context.has_calibration and context.target != "triton" and self.method != "rtn"
+        return alike.LIMIT if measures else 0.0
+
+    def _propagates(self, context: Context) -> bool:
+        return self.method != "rtn" and propagation.resolved(self.propagate, context) != "off"
+
+    def _fit(
+        self,
+        graph: Graph,
+        chosen: list[tuple[Weight, Scheme]],
+        rounder: Calibrated | None,
+        context: Context,
+        outcome: Outcome,
+    ) -> tuple[list[Weight], Calibrated | None]:
+        """The weights that are rounded for calibration inputs, and what does it; ``chosen`` gets into its order."""
+        asked = self.method in _FITTED or self.keep_columns > 0 or self.outliers is not None
+        fitted = [w for w, scheme in chosen if scheme.format == "int" and (asked or not scheme.is_fine)]
+        data = asked or (self.method == "auto" and context.has_calibration and bool(fitted))
+        propagates = self._propagates(context)
+        if data and (rounder is None or propagates):
+            rounder = Calibrated(graph, fitted, context, self._fitting, self.rounds, self.propagate, outcome)
+        rounder = rounder if data else None
+        if propagates:
+            if rounder is None and not context.has_calibration:
+                raise without_data("Quantize(propagate=...)")
+            if rounder is not None:
+                chosen.sort(key=lambda pair: rounder.rank(pair[0]))
+            elif self.propagate != "auto":
+                outcome.missed("", "no error is propagated: every weight is rounded to nearest")
+        return fitted, rounder

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import onnx_ir
 
 from ....ir.graph import module_path, tensor_of
 from ...base import Context
@@ -54,7 +53,8 @@ class Losses:
     """
 
     def __init__(self, weights: Sequence[Weight], context: Context, rounder: Calibrated | None) -> None:
-        self._known, values = _known(weights)
+        self._known = [weight for weight in weights if Calibrated.obstacle(weight) is None]
+        values, _ = Calibrated.request(weights)
         self._hessians = context.statistics(values, Hessian())
         self._spans = context.statistics(values, TokenSpan())
         self._histograms = context.statistics(values, Histogram())
@@ -114,15 +114,8 @@ class Losses:
 
 def prepare(weights: Sequence[Weight], context: Context) -> None:
     """Have all statistics computed in one run that :class:`Losses` and the rounding of ``weights`` ask for."""
-    values = _known(weights)[1]
-    context.prepare((values, Hessian()), (values, TokenSpan()), (values, Histogram()))
-
-
-def _known(weights: Sequence[Weight]) -> tuple[list[Weight], list[onnx_ir.Value]]:
-    """The weights of whose inputs something can be known, and these inputs."""
-    known = [weight for weight in weights if Calibrated.obstacle(weight) is None]
-    inputs = [x for weight in known for node in weight.products if (x := node.inputs[0]) is not None]
-    return known, list(dict.fromkeys(inputs))
+    values, hessian = Calibrated.request(weights)
+    context.prepare((values, hessian), (values, TokenSpan()), (values, Histogram()))
 
 
 def _some(count: int) -> Array:

@@ -152,6 +152,7 @@ class Ranges:
         context: gives the histograms.
         method: of :func:`~.histogram.choose`, or ``"auto"``.
         percentile: for the method of that name.
+        known: ranges that are chosen already.
 
     Raises:
         CalibrationError: there are no calibration inputs, or they give no finite statistics.
@@ -165,17 +166,16 @@ class Ranges:
         context: Context,
         method: str,
         percentile: float,
+        known: Mapping[onnx_ir.Value, Range] | None = None,
     ) -> None:
         self.region = region(graph, convolutions)
         self.products = list(products)
         self._spans: dict[onnx_ir.Value, Range] = {}
         made = set(self.region.made)
         self.inputs = list(dict.fromkeys(x for n in products if (x := n.inputs[0]) is not None and x not in made))
-        values = list(dict.fromkeys([*self.region.observed, *self.inputs]))
-        if not values:
-            return
-        found = context.statistics(values, Histogram())
-        chosen = {}
+        chosen = dict(known or {})
+        values = [v for v in dict.fromkeys([*self.region.observed, *self.inputs]) if v not in chosen]
+        found = context.statistics(values, Histogram()) if values else {}
         for value in values:
             # An outlier of a token is what a transformer works with (SmolLM2 on news: perplexity 37 by the full range,
             # 43 by least square), and one that leaves for the head of a detector is a find; inside, one number in
