@@ -77,10 +77,15 @@ RECIPES: dict[str, Recipe] = {
     "W8A8 by token, SmoothQuant + RTN": Recipe(f"smoothquant,{_DYNAMIC}"),
     "W8A8 by token, Outlier Suppression+ + RTN": Recipe(f"suppress_outliers,{_DYNAMIC}"),
     "W8A8 by token, FPTQ's equalization + RTN": Recipe(f"equalize_log,{_DYNAMIC}"),
-    "W8A8 by token, SmoothQuant + GPTQ": Recipe("smoothquant,quantize(scheme=w8a8)"),
-    "W8A8 by token, rotation + SmoothQuant + GPTQ": Recipe("rotate,smoothquant,quantize(scheme=w8a8)", limit=1.01),
+    "W8A8 by token, SmoothQuant + GPTQ": Recipe("smoothquant,quantize(scheme=w8a8,fixed_inputs=0)"),
+    "W8A8 by token, rotation + SmoothQuant + GPTQ": Recipe(
+        "rotate,smoothquant,quantize(scheme=w8a8,fixed_inputs=0)", limit=1.01
+    ),
+    "W8A8 by token where they differ, rotation + SmoothQuant + GPTQ": Recipe(
+        "rotate,smoothquant,quantize(scheme=w8a8)", limit=1.01
+    ),
     "W8A8 by token, rotation + SmoothQuant + GPTQ + propagation": Recipe(
-        "rotate,smoothquant,quantize(scheme=w8a8,propagate=errors)"
+        "rotate,smoothquant,quantize(scheme=w8a8,fixed_inputs=0,propagate=errors)"
     ),
     STATIC_PLAIN: Recipe(_STATIC),
     "W8A8 static, least square ranges, RTN": Recipe("quantize(scheme=w8a8_static,method=rtn,ranges=mse)"),

@@ -7,12 +7,16 @@ from typing import Any
 
 import burnish
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from burnish.compiler.report import Report
+from burnish.compiler.statistics import Statistics
 from burnish.ir.errors import CalibrationError, OptionError
 from burnish.passes.quantize import Quantize
 from burnish.passes.quantize.inputs import alike
+from burnish.passes.quantize.inputs.histogram import choose, expected_error
+from burnish.passes.statistics import HISTOGRAM_BINS, HISTOGRAM_LEAST, HISTOGRAM_STEPS
 
 WIDTH = 256
 
@@ -89,8 +93,6 @@ def test_by_rounding_to_nearest_where_asked_for() -> None:
 
 
 def test_statistics_take_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    from burnish.compiler.statistics import Statistics
-
     runs: list[int] = []
     leave = Statistics.__exit__
     monkeypatch.setattr(Statistics, "__exit__", lambda self, *how: (runs.append(self.runs), leave(self, *how))[1])
@@ -107,6 +109,18 @@ def test_a_token_larger_than_all_of_the_data_does_no_harm() -> None:
     assert np.linalg.norm(got - right) < 0.01 * np.linalg.norm(right)
 
 
+def test_a_portable_file_has_the_same(tmp_path: Path) -> None:
+    report = burnish.export(
+        Net(True).eval(), tmp_path / "m.onnx", (DATA[0],), dynamic_shapes=({0: torch.export.Dim("tokens")},),
+        passes="w8a8", calibration=DATA[:8], target="onnx",
+    )  # fmt: skip
+    assert told(report)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    (got,) = session.run(None, {session.get_inputs()[0].name: DATA[9].numpy()})
+    right = Net(True).eval()(DATA[9]).detach().numpy()
+    assert np.linalg.norm(got - right) < 0.01 * np.linalg.norm(right)
+
+
 def test_errors(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="is no factor of an error"):
         Quantize("w8a8", fixed_inputs=-1.0)
@@ -118,9 +132,6 @@ def test_errors(tmp_path: Path) -> None:
 
 def test_the_limit_is_above_what_normal_numbers_need() -> None:
     """576 normal numbers a token: the figure of the module's docstring."""
-    from burnish.passes.quantize.inputs.histogram import choose, expected_error
-    from burnish.passes.statistics import HISTOGRAM_BINS, HISTOGRAM_LEAST, HISTOGRAM_STEPS
-
     x = np.random.default_rng(0).standard_normal((4096, 576)).astype(np.float32)
     bins = np.clip((np.log2(np.maximum(np.abs(x), 2.0**HISTOGRAM_LEAST)) - HISTOGRAM_LEAST) * HISTOGRAM_STEPS, 0, None)
     counts = np.bincount((bins.astype(int) + HISTOGRAM_BINS * (x < 0)).ravel(), minlength=2 * HISTOGRAM_BINS)

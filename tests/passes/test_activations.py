@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ import onnx
 import onnx_ir
 import pytest
 from burnish.ir.errors import OptionError
+from burnish.ir.graph import Graph
 from burnish.ir.rewrite import Editor
 from burnish.passes.base import Context, Outcome
 from burnish.passes.quantize import Quantize, Scheme
 from burnish.passes.quantize.inputs.activations import SMALLEST_PRODUCT
 from burnish.passes.quantize.scheme import Activations, resolve
+from burnish.passes.statistics import HISTOGRAM_BINS, Observer
 
 WIDTH = 192
 W8A8 = Quantize("w8a8")
@@ -114,3 +117,20 @@ def test_the_scheme_says_what_it_is() -> None:
         "8-bit symmetric, one scale per channel, activations in 8 bits, one scale per token"
     )
     assert resolve("w8a8", bits=8) == resolve("w8a8")
+
+
+@pytest.mark.parametrize(("target", "asked"), [("onnxruntime", True), ("triton", False)])
+def test_kernels_for_triton_quantize_token_by_token(parse: Callable[..., Graph], target: str, asked: bool) -> None:
+    graph = parse(
+        "g (float[T, 256] x, float[256] s) => (float[T, 256] y) { n = RMSNormalization(x, s) y = MatMul(n, w) }",
+        w=(256, 256),
+    )
+    seen: list[str] = []
+
+    def observe(values: Sequence[onnx_ir.Value], observer: Observer) -> dict[str, np.ndarray]:
+        seen.append(type(observer).__name__)
+        kind = {"Hessian": np.eye(256), "TokenSpan": np.ones(1)}.get(seen[-1], np.ones(2 + 2 * HISTOGRAM_BINS))
+        return {value.name or "": kind.astype(np.float32) for value in values}
+
+    Quantize("w8a8").run(graph, Context(target=target, observe=observe))
+    assert ("TokenSpan" in seen) == asked and "Hessian" in seen
