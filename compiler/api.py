@@ -47,7 +47,8 @@ def compile(
             and ``recover`` run first unless the list is empty.
         calibration: inputs for passes that look at data; any iterable of what ``example_inputs`` may be.
         evaluation: inputs that calibration does not see: on up to 8 of them the outputs are compared with those of the
-            model as it came, for the report; without any, on calibration inputs.
+            model as it came, for the report, and the scheme ``"auto"`` keeps its budget; without any, on calibration
+            inputs.
         backend: ``"auto"`` or ``"onnxruntime"``; ``"triton"``: generated kernels on a GPU, after the pass ``fuse`` (or,
             slowly, on the CPU under ``TRITON_INTERPRET=1``); ``"reference"``: node by node with PyTorch.
         verify: ``"off"``, ``"structure"`` (the graph, after each pass) or ``"numerics"`` (also its outputs).
