@@ -112,6 +112,7 @@ def test_products_of_one_input_get_one_scheme(cache: Path) -> None:
 def test_only_named_candidates(cache: Path) -> None:
     report = chosen(cache, budget=0.3, objective="size", prompt=1, candidates=("w8a16",))
     assert {one.bits for one in report.layers} == {8}
+    assert not [reason for reason in reasons(report) if "refused" in reason]  # nothing else was up for choice
 
 
 def test_nothing_fits_a_tiny_budget(cache: Path) -> None:

@@ -59,12 +59,9 @@ class Wishes:
     @property
     def schemes(self) -> list[Scheme]:
         """What may be chosen."""
-        return self.considered[: len(self.candidates) or None]
-
-    @property
-    def considered(self) -> list[Scheme]:
-        """What something is said of."""
-        schemes = [*(NAMED[name] for name in self.candidates or _DEFAULT), _FINE, _OFFSETS]
+        schemes = [NAMED[name] for name in self.candidates or _DEFAULT]
+        if not self.candidates:
+            schemes += [_FINE, _OFFSETS]
         return [replace(s, half_scales=self.half_scales and s.takes_half_scales) for s in schemes]
 
 
@@ -215,7 +212,7 @@ class _Choice:
                 "the budget was kept on the inputs that the rounding was fitted to, others lose more: "
                 "with evaluation= it is kept on inputs of their own",
             )
-        for scheme in wishes.considered:
+        for scheme in wishes.schemes:
             if str(scheme) in counts:
                 continue
             pairs = [(self._time(w, scheme), self._time(w, None))

@@ -43,8 +43,7 @@ class Losses:
     """Relative squared errors of the outputs of products on the calibration inputs.
 
     Args:
-        graph: as it is before any of the weights is replaced.
-        weights: of the products.
+        weights: of the products, none of them replaced yet.
         context: gives the statistics.
         rounder: of the weights, as they will be rounded; None if all rounding is to nearest.
 
@@ -71,7 +70,7 @@ class Losses:
         return histogram.choose(self._histograms[name], "minmax")
 
     def of(self, weight: Weight, scheme: Scheme) -> Loss:
-        """The errors of a weight."""
+        """The errors of the products by a weight in a scheme."""
         value = weight.products[0].inputs[0]
         assert value is not None
         key, rows = value.name or "", self._rows(weight)
