@@ -12,7 +12,8 @@ from ...ir.graph import Graph, is_op, module_path
 from ...ir.rewrite import Editor
 from ..base import Outcome
 from .build import CannotBuild, build
-from .equations import EQUATIONS, Equation
+from .equation import Equation
+from .equations import EQUATIONS
 from .match import Match, matches
 from .saving import Saving, dying, saving
 from .terms import ONNX

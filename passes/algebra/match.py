@@ -12,7 +12,7 @@ import onnx_ir
 from ...ir.graph import attribute, constant, dims, is_op, tensor_of
 from ...ir.symbolic import Dim, same
 from ...ir.traits import reduced_axes
-from .equations import Condition, Equation
+from .equation import Condition, Equation
 from .terms import ASSOCIATIVE, ONNX, REDUCTIONS, Apply, Number, Term, Variable
 
 LIMIT = 1 << 16

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import sympy
 from burnish.ir.infer import infer_graph
-from burnish.passes.algebra.equations import Condition, Equation
+from burnish.passes.algebra.equation import Condition, Equation
 from burnish.passes.algebra.terms import ONNX, REDUCTIONS, Apply, Number, Term, Variable, variables
 from onnx import TensorProto, helper, numpy_helper
 

@@ -11,7 +11,8 @@ import pytest
 import sympy
 from burnish.ir.rewrite import Editor
 from burnish.passes.algebra.build import build
-from burnish.passes.algebra.equations import EQUATIONS, Condition, Equation, Property
+from burnish.passes.algebra.equation import Condition, Equation, Property
+from burnish.passes.algebra.equations import EQUATIONS
 from burnish.passes.algebra.match import matches
 from burnish.passes.algebra.terms import operators, parse, variables
 
