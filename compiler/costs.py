@@ -22,7 +22,7 @@ from ..passes.sparsify.pattern import parse, select
 from ..passes.statistics import HISTOGRAM_BINS, Observer
 from .benchmark.machine import cores, cpu_model
 from .inputs import Array
-from .stopwatch import Stopwatch, is_quiet
+from .stopwatch import Stopwatch, fair
 
 FILE = "costs.json"
 _COLD = 64 << 20
@@ -52,8 +52,7 @@ class Costs:
 
     def __call__(self, m: int, k: int, n: int, scheme: Scheme | Zeros | Panels | None) -> float:
         """Seconds of [m, k] times [k, n], the input's quantization included."""
-        threads = usable_cpus()
-        watch = self._stopwatch = self._stopwatch or Stopwatch(threads if is_quiet(threads) else 1)
+        watch = self._stopwatch = self._stopwatch or fair(usable_cpus())
         on = f"{watch.threads} threads" if watch.threads > 1 else "1 thread"
         key = f"{self._machine}, {on}: {m} x {k} x {n}, {scheme or 'float32'}"
         if key not in self._table:

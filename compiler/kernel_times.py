@@ -18,7 +18,7 @@ from ..passes.base import Pass
 from ..passes.fuse.choose_kernels import ChooseKernels
 from ..passes.fuse.latency import Latencies
 from .benchmark.machine import cpu_model
-from .stopwatch import Stopwatch, is_quiet
+from .stopwatch import Stopwatch, fair
 
 FILE = "kernels.json"
 _SMALL = 64
@@ -63,7 +63,7 @@ class KernelTimes:
             return None
         start = time.perf_counter()
         try:
-            way = self._way = self._way or self._ways[0 if is_quiet(self._ways[0].threads) else 1]
+            way = self._way = self._way or fair(self._ways[0].threads)
             taken = [way.seconds(model) for model in models]
         except BurnishError:
             self.refused += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,11 @@ class Stopwatch:
         return min(taken)
 
 
+def fair(threads: int) -> Stopwatch:
+    """One of so many threads where the machine is there for this process alone, else of a single one."""
+    return Stopwatch(threads if is_quiet(threads) else 1)
+
+
 def is_quiet(threads: int) -> bool:
     """Whether so many threads share a product among them: whether they are there for this process alone."""
     if threads == 1:
@@ -73,7 +78,7 @@ def is_quiet(threads: int) -> bool:
 
 def _made_up(value: onnx_ir.Value) -> Array:
     assert value.shape is not None and value.dtype is not None
-    sizes: Sequence[int] = [int(dim) for dim in value.shape]  # type: ignore[arg-type]
+    sizes = value.shape.numpy()  # raises where one is not known
     if value.dtype == onnx_ir.DataType.BOOL:
         return np.ones(sizes, bool)
     if not value.dtype.is_floating_point():

@@ -10,7 +10,7 @@ import burnish
 import pytest
 import torch
 from burnish.backends.onnxruntime.session import usable_cpus
-from burnish.compiler import costs
+from burnish.compiler import stopwatch
 from burnish.compiler.costs import FILE, Costs
 from burnish.compiler.report import Report
 from burnish.ir.errors import CalibrationError, OptionError, UnsupportedError
@@ -148,7 +148,7 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 
 
 def test_costs_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs, "is_quiet", lambda threads: False)
+    monkeypatch.setattr(stopwatch, "is_quiet", lambda threads: False)
     first = Costs(tmp_path / "kept")
     plain, nf4 = first(4, 512, 512, None), first(4, 512, 512, NAMED["nf4"])
     assert 0 < plain < nf4
@@ -162,7 +162,7 @@ def test_times_of_a_busy_machine_are_not_mixed_with_those_of_a_quiet_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for quiet in (True, False):
-        monkeypatch.setattr(costs, "is_quiet", lambda threads, quiet=quiet: quiet)
+        monkeypatch.setattr(stopwatch, "is_quiet", lambda threads, quiet=quiet: quiet)
         Costs(tmp_path)(4, 64, 64, None)
     kept = json.loads((tmp_path / FILE).read_text())
     assert [key.rpartition(": ")[0].rpartition(", ")[2] for key in kept] == [f"{usable_cpus()} threads", "1 thread"]

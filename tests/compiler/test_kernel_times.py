@@ -13,7 +13,7 @@ import onnx_ir
 import pytest
 import torch
 from burnish.backends.onnxruntime.session import Session
-from burnish.compiler import kernel_times
+from burnish.compiler import stopwatch
 from burnish.compiler.kernel_times import FILE, KernelTimes, asked_for
 from burnish.ir.errors import OptionError
 from burnish.ir.graph import Graph
@@ -25,7 +25,7 @@ from burnish.passes.spec import parse
 @pytest.fixture(autouse=True)
 def _busy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count a single thread's time: other tests run beside these."""
-    monkeypatch.setattr(kernel_times, "is_quiet", lambda threads: False)
+    monkeypatch.setattr(stopwatch, "is_quiet", lambda threads: False)
 
 
 def product(size: int, op: str = "MatMul") -> Graph:
