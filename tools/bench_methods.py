@@ -94,6 +94,7 @@ RECIPES: dict[str, Recipe] = {
     STATIC_SMOOTH: Recipe(f"smoothquant(alpha=0.8),{_STATIC}"),
     "auto for size, perplexity + 9 %": Recipe(_AUTO.format(budget=0.09), others=4),
     "auto for size, perplexity + 6.5 %": Recipe(_AUTO.format(budget=0.065), others=4),
+    "auto for size, perplexity + 5 %": Recipe(_AUTO.format(budget=0.05), others=4),
     "W8A8 static, SmoothQuant 0.8 + GPTQ": Recipe("smoothquant(alpha=0.8),quantize(scheme=w8a8_static)"),
 }
 """Rows by name, in the order of the table."""

@@ -81,10 +81,10 @@ class Calibrated:
         # Products of the same input follow each other.
         self._corrected: tuple[tuple[str, ...], Array] | None = None
         self._last: tuple[tuple[str, ...], Array, gptq.Feedback] | None = None
-        self._found: dict[str, tuple[Scheme, Rounded]] | None = None
+        self._found: dict[tuple[str, Scheme], Rounded] | None = None
 
     def remember(self) -> None:
-        """From now on keep the last codes of each weight: a trial asks for them, and then what comes out does."""
+        """From now on keep the codes of each weight: a trial asks for them, the next one, and then what comes out."""
         self._found = {}
 
     @classmethod
@@ -148,9 +148,9 @@ class Calibrated:
         name, whole = weight.value.name or "", isinstance(keep, int) and not keep
         if self._found is None or self._walk is not None or not whole:
             return self._compute(weight, scheme, keep)
-        if name not in self._found or self._found[name][0] != scheme:
-            self._found[name] = (scheme, self._compute(weight, scheme, keep))
-        return self._found[name][1]
+        if (name, scheme) not in self._found:
+            self._found[name, scheme] = self._compute(weight, scheme, keep)
+        return self._found[name, scheme]
 
     def left(self, weight: Weight, scheme: Scheme, rows: Array) -> float:
         """The part of the output error of rounding to nearest that is left, on some output channels of a weight.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from burnish.compiler.costs import FILE, Costs
 from burnish.compiler.report import Report
 from burnish.ir.errors import CalibrationError, OptionError, UnsupportedError
 from burnish.passes.quantize import Quantize
+from burnish.passes.quantize.calibrated import Calibrated
 from burnish.passes.quantize.scheme import NAMED, Scheme
+from burnish.passes.quantize.targets import Weight
 
 
 class Net(torch.nn.Module):
@@ -79,6 +82,41 @@ def test_the_budget_is_kept_and_used(cache: Path, method: str) -> None:
     assert errors[0.05] > 0.01
     sizes = [report.weight_bytes for report in reports.values()]
     assert sizes[0] > 1.2 * sizes[2] and sizes == sorted(sizes, reverse=True)
+
+
+def by_hand(cache: Path, **options: Any) -> Report:
+    model = burnish.compile(
+        Net().eval(), (DATA[0],), dynamic_shapes=({0: torch.export.Dim("batch")},), cache=cache,
+        passes=[Quantize("w4a16", half_scales=True, **options)], calibration=DATA[:12], evaluation=DATA[12:],
+    )  # fmt: skip
+    return model.report
+
+
+@pytest.mark.usefixtures("steady")
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_no_scheme_for_all_products_is_better(cache: Path, method: str) -> None:
+    for group in (32, 64):
+        whole = by_hand(cache, group_size=group, method=method)
+        assert whole.accuracy is not None
+        error = 10 ** (-whole.accuracy.signal_to_noise / 20)
+        report = chosen(cache, budget=1.02 * error, objective="size", prompt=1, method=method)
+        assert report.weight_bytes <= whole.weight_bytes
+        assert report.accuracy is not None and report.accuracy.signal_to_noise >= whole.accuracy.signal_to_noise - 0.2
+
+
+@pytest.mark.usefixtures("steady")
+def test_no_weight_is_rounded_twice_by_one_scheme(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounded: Counter[tuple[str | None, Scheme]] = Counter()
+    compute = Calibrated._compute
+
+    def counting(self: Calibrated, weight: Weight, scheme: Scheme, *rest: Any) -> Any:
+        # Some of the rows alone are an estimate.
+        rounded[weight.value.name, scheme] += len(rest) < 2
+        return compute(self, weight, scheme, *rest)
+
+    monkeypatch.setattr(Calibrated, "_compute", counting)
+    chosen(cache, budget=0.05, objective="size", prompt=1)
+    assert len(rounded) > 8 and max(rounded.values()) == 1
 
 
 @pytest.mark.usefixtures("steady")

@@ -4,14 +4,16 @@ What a scheme costs a product is measured: the time of its kernel on this machin
 on the calibration inputs. How much the model loses for such an error differs by kind of layer, and is measured, too:
 each kind is rounded alone, and the outputs of the model compared. Losses of independent small errors add up, so the
 choice is a knapsack with one item of each group, which dynamic programming solves (Kellerer et al. 2004, section 11.5).
-A trial of the whole choice, rounded as it will be, then corrects the estimate, and the problem is solved anew.
+Schemes of few bits are tried for the whole model, too, because finer groups gain more there than layer by layer.
+A trial of the whole choice then corrects the estimate, and the problem is solved anew. What is tried is rounded as it
+will be.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ....ir.errors import CalibrationError, UnsupportedError
@@ -37,10 +39,18 @@ _OFFSETS = replace(_FINE, symmetric=True, offsets=True)
 """Loses nothing of weights that a format with offsets has rounded before."""
 _PROBE = NAMED["w4a16"]
 """What a kind of layer is rounded by to see what its errors cost the model."""
+_COARSE = 8
+"""Schemes of fewer bits are tried for the whole model; the errors of others cost little."""
+_ALIKE = 0.9
+"""A scheme whose expected loss is more than this part of that of one tried before tells nothing new."""
 _KINDS = 12
 """Kinds of layers that are tried one by one; with more, all count alike."""
 _ROUNDS = 5
 """Choices that are tried at most."""
+_NEAR = 0.97
+"""A choice that loses more than this part of the budget is good enough."""
+_MARGIN = 1.01
+"""So many times what the last choice lost beyond expectation is expected of the next."""
 _SLOWER = 1.05
 """A scheme that takes longer than float32 by more than this factor does not pay, even for its size."""
 
@@ -64,6 +74,11 @@ class Wishes:
             schemes += [_FINE, _OFFSETS]
         return [replace(s, half_scales=self.half_scales and s.takes_half_scales) for s in schemes]
 
+    @property
+    def probe(self) -> Scheme:
+        """What a kind of layer is tried with."""
+        return replace(_PROBE, half_scales=self.half_scales)
+
 
 @dataclass
 class Unit:
@@ -75,7 +90,7 @@ class Unit:
         times: seconds of each.
         sizes: bytes of each.
         errors: relative squared error of their outputs by each as it will be rounded, weight by weight.
-        probed: the same by what a kind of layer is tried with; empty if nothing is known of them.
+        probed: the same by what a kind of layer is tried with, as it is tried; empty if nothing is known of them.
     """
 
     weights: list[Weight]
@@ -152,6 +167,9 @@ class _Choice:
     ) -> None:
         self._units, self._context, self._cost, self._trial, self._wishes = units, context, cost, trial, wishes
         self._rounder = rounder
+        # Codes of a scheme that is likely to be chosen are of use later.
+        likely = wishes.objective == "size" or context.decodes
+        self._prober = rounder if likely and wishes.probe in wishes.schemes else None
         self._budget = math.log1p(wishes.budget) if context.decodes else wishes.budget**2
         self._losses = Losses([w for unit in units for w in unit.weights], context, rounder)
         for done, unit in enumerate(units):
@@ -163,26 +181,65 @@ class _Choice:
         """The best choice whose trial keeps the budget, and what it is expected to lose; nothing if there is none."""
         units = self._units
         costs = [unit.times if self._wishes.objective == "time" else unit.sizes for unit in units]
-        fitted = [[self._loss(unit, errors) for errors in unit.errors] for unit in units]
-        best, least, lost = [0] * len(units), math.inf, 0.0
-        factor, before = 1.0, best
+        losses = [[self._loss(unit, errors) for errors in unit.errors] for unit in units]
+        tried: dict[tuple[int, ...], float] = {}
+
+        def trial(picks: list[int]) -> float:
+            if tuple(picks) not in tried:
+                pairs = zip(units, picks, strict=True)
+                schemes = {id(weight): unit.schemes[pick] for unit, pick in pairs for weight in unit.weights}
+                tried[tuple(picks)] = self._try(schemes, self._rounder)
+            return tried[tuple(picks)]
+
+        factors = self._compare_wholes(costs, losses, trial)
+        for unit, options in zip(units, losses, strict=True):
+            options[:] = [factors.get(str(s), 1.0) * loss for s, loss in zip(unit.schemes, options, strict=True)]
+        factor = 1.0
         for _ in range(_ROUNDS):
-            picks = solve(costs, [[factor * loss for loss in losses] for losses in fitted], self._budget)
-            if not any(picks) or picks == before:
+            picks = solve(costs, [[factor * loss for loss in options] for options in losses], self._budget)
+            if not any(picks) or tuple(picks) in tried:
                 break
-            before = picks
-            pairs = zip(units, picks, strict=True)
-            schemes = {id(weight): unit.schemes[pick] for unit, pick in pairs for weight in unit.weights}
-            expected = sum(losses[pick] for losses, pick in zip(fitted, picks, strict=True))
-            real = self._try(schemes, self._rounder)
-            cost = sum(prices[pick] for prices, pick in zip(costs, picks, strict=True))
-            if real <= self._budget and cost < least:
-                best, least, lost = picks, cost, real
-            if 0.85 * self._budget <= real <= self._budget:
+            real, expected = trial(picks), _total(losses, picks)
+            if _NEAR * self._budget <= real <= self._budget:
                 break
             # Aimed a little below the budget, so that the next choice keeps it.
-            factor = max(real / max(expected, 1e-12), 1e-3) * (1.05 if real > self._budget else 1.0)
-        return best, lost
+            factor = max(real / max(expected, 1e-12), 1e-3) * _MARGIN
+        kept = {picks: real for picks, real in tried.items() if real <= self._budget}
+        best = min(kept, key=lambda picks: _total(costs, picks), default=(0,) * len(units))
+        return list(best), kept.get(best, 0.0)
+
+    def _compare_wholes(
+        self, costs: Sequence[Sequence[float]], losses: Sequence[Sequence[float]], trial: Callable[[list[int]], float]
+    ) -> dict[str, float]:
+        """By what to correct the losses expected of each scheme, from trials of coarse ones for the whole model.
+
+        A scheme that is not tried, because others cost no more and lose no more or lose almost the same, gets the
+        factor of the one tried whose loss is nearest.
+        """
+        wholes: dict[Scheme, list[int]] = {}
+        cheapest = [min(range(len(prices)), key=prices.__getitem__) for prices in costs]
+        for scheme in self._wishes.schemes:
+            if any(scheme in unit.schemes for unit in self._units):
+                wholes[scheme] = [
+                    unit.schemes.index(scheme) if scheme in unit.schemes else other
+                    for unit, other in zip(self._units, cheapest, strict=True)
+                ]
+        price = {scheme: _total(costs, picks) for scheme, picks in wholes.items()}
+        loss = {scheme: max(_total(losses, picks), 1e-12) for scheme, picks in wholes.items()}
+        tried: dict[Scheme, float] = {}
+        for scheme in sorted(wholes, key=loss.__getitem__, reverse=True):
+            others = [other for other in wholes if other != scheme]
+            beaten = any(price[other] <= price[scheme] and loss[other] <= loss[scheme] for other in others)
+            alike = any(loss[scheme] > _ALIKE * loss[other] for other in tried)
+            if scheme.bits < _COARSE and not beaten and not alike:
+                tried[scheme] = trial(wholes[scheme]) / loss[scheme]
+        if not tried:
+            return {}
+        factors: dict[str, float] = {}
+        for scheme in wholes:
+            distances = {other: abs(math.log(loss[other] / loss[scheme])) for other in tried}
+            factors[str(scheme)] = tried[min(distances, key=distances.__getitem__)]
+        return factors
 
     def tell(self, outcome: Outcome, picks: Sequence[int], found: float) -> None:
         """Make the remarks: what was chosen, and what was refused and why."""
@@ -231,7 +288,8 @@ class _Choice:
         self._add(unit, None, sum(t.nbytes for t in tensors if t is not None), [0.0] * len(sizes))
         if not all(self._losses.knows(weight) for weight in unit.weights):
             return
-        unit.probed = [self._losses.of(weight, _own(weight, _PROBE)).nearest for weight in unit.weights]
+        probed = [self._losses.of(weight, _own(weight, self._wishes.probe)) for weight in unit.weights]
+        unit.probed = [loss.nearest if self._prober is None else loss.fitted for loss in probed]
         for scheme in self._wishes.schemes:
             own = [_own(weight, scheme) for weight in unit.weights]
             if any(_obstacle(weight, one) is not None for weight, one in zip(unit.weights, own, strict=True)):
@@ -278,7 +336,7 @@ class _Choice:
         result: dict[str, float] = {}
         for done, (names, members) in enumerate(groups):
             self._context.progress(done, len(groups), f"what errors cost in {', '.join(names)}")
-            lost = self._try({id(weight): _PROBE for weight in members})
+            lost = self._try({id(weight): self._wishes.probe for weight in members}, self._prober)
             total = sum(errors[id(weight)] for weight in members)
             result.update(dict.fromkeys(names, max(lost, 1e-12) / max(total, 1e-12)))
         return result
@@ -307,6 +365,11 @@ class _Choice:
             activations.quantize_inputs(edit, by_token, order)
 
         return self._trial(change)
+
+
+def _total(options: Sequence[Sequence[float]], picks: Sequence[int]) -> float:
+    """The sum of one option of each group."""
+    return sum(values[pick] for values, pick in zip(options, picks, strict=True))
 
 
 def _own(weight: Weight, scheme: Scheme) -> Scheme:
