@@ -15,6 +15,7 @@ from ..base import Context, Outcome, Pass, Stage, without_data
 from . import origin
 from .calibrated import Calibrated
 from .choice import auto, sensitivity
+from .choice.options import Wishes
 from .inputs import activations, alike, histogram, static
 from .inputs.histogram import Range
 from .inputs.outliers import Outliers
@@ -227,10 +228,10 @@ class Quantize(Pass):
         """The method for weights that are rounded for calibration inputs."""
         return self.method if self.method in _FITTED else "gptq"
 
-    def _wishes(self) -> auto.Wishes:
+    def _wishes(self) -> Wishes:
         assert self.budget is not None
         half = self.objective == "size" if self.half_scales is None else self.half_scales
-        return auto.Wishes(self.budget, self.objective, self.prompt, self.generated, tuple(self.candidates), half)
+        return Wishes(self.budget, self.objective, self.prompt, self.generated, tuple(self.candidates), half)
 
     def _overrides(self, base: Scheme) -> list[tuple[selectors.Selector, Scheme | None]]:
         assert not isinstance(self.overrides, Mapping)

@@ -1,0 +1,227 @@
+"""What each product may be rounded by, and what that costs: time, bytes, and loss of the model, all measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ....ir.graph import Graph, tensor_of
+from ...base import Context, Outcome
+from ...precise import PRECISE
+from .. import formats, offsets
+from ..calibrated import Calibrated
+from ..inputs import activations, static
+from ..plan import Totals
+from ..rounding import Rounding
+from ..scheme import NAMED, Scheme
+from ..targets import Weight, find
+from ..tensors import stored_bytes
+from .sensitivity import Losses, kind
+
+_DEFAULT = ("w8a16", "w4a16", "w8a8", "w8a8_static", "nf4")
+_FINE = replace(NAMED["w4a16"], group_size=32)
+_OFFSETS = replace(_FINE, symmetric=True, offsets=True)
+"""Loses nothing of weights that a format with offsets has rounded before."""
+_PROBE = NAMED["w4a16"]
+"""What a kind of layer is rounded by to see what its errors cost the model."""
+_KINDS = 12
+"""Kinds of layers that are tried one by one; with more, all count alike."""
+_SLOWER = 1.05
+"""A scheme that takes longer than float32 by more than this factor does not pay, even for its size."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asked for; see :class:`~..weights.Quantize`."""
+
+    budget: float
+    objective: str
+    prompt: int
+    generated: int | None
+    candidates: tuple[str, ...]
+    half_scales: bool = False
+
+    @property
+    def schemes(self) -> list[Scheme]:
+        """What may be chosen."""
+        schemes = [NAMED[name] for name in self.candidates or _DEFAULT]
+        if not self.candidates:
+            schemes += [_FINE, _OFFSETS]
+        return [replace(s, half_scales=self.half_scales and s.takes_half_scales) for s in schemes]
+
+    @property
+    def probe(self) -> Scheme:
+        """What a kind of layer is tried with."""
+        return replace(_PROBE, half_scales=self.half_scales)
+
+
+@dataclass
+class Unit:
+    """Products that get one scheme, because they share inputs and can be joined then.
+
+    Attributes:
+        weights: theirs.
+        schemes: that they can have; None is float32, and the first.
+        times: seconds of each.
+        sizes: bytes of each.
+        errors: relative squared error of their outputs by each as it will be rounded, weight by weight.
+        probed: the same by what a kind of layer is tried with, as it is tried; empty if nothing is known of them.
+    """
+
+    weights: list[Weight]
+    schemes: list[Scheme | None] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    sizes: list[float] = field(default_factory=list)
+    errors: list[list[float]] = field(default_factory=list)
+    probed: list[float] = field(default_factory=list)
+
+
+class Options:
+    """The options of all units, with what they cost, and trials of choices among them.
+
+    Args:
+        weights: that may be quantized, each with products; nothing is changed.
+        context: gives statistics, costs and trials; :func:`~.auto.require` has seen it.
+        wishes: of the user.
+        rounder: rounds weights as they will be rounded; None if that is to nearest.
+
+    Attributes:
+        units: in graph order.
+        losses: what the model is expected to lose by each option of each unit; of float32 nothing.
+    """
+
+    def __init__(self, weights: Sequence[Weight], context: Context, wishes: Wishes, rounder: Calibrated | None) -> None:
+        assert context.cost is not None and context.trial is not None
+        self._context, self._cost, self._trial, self._wishes = context, context.cost, context.trial, wishes
+        self._rounder = rounder
+        # Codes of a scheme that is likely to be chosen are of use later.
+        likely = wishes.objective == "size" or context.decodes
+        self._prober = rounder if likely and wishes.probe in wishes.schemes else None
+        self.units = _units(weights)
+        self._errors = Losses([weight for unit in self.units for weight in unit.weights], context, rounder)
+        for done, unit in enumerate(self.units):
+            context.progress(done, len(self.units), "measuring schemes")
+            self._fill(unit)
+        worth = self._measure_worth()
+        self.losses = [[_loss(unit, errors, worth) for errors in unit.errors] for unit in self.units]
+
+    def try_picks(self, picks: Sequence[int]) -> float:
+        """What the model loses with an option of each unit, rounded as it will be."""
+        pairs = zip(self.units, picks, strict=True)
+        schemes = {id(weight): unit.schemes[pick] for unit, pick in pairs for weight in unit.weights}
+        return self._try(schemes, self._rounder)
+
+    def time(self, weight: Weight, scheme: Scheme | None) -> float:
+        """Seconds that the products by a weight take for a prompt and what is decoded after it."""
+        n, k = weight.channels
+        wishes = self._wishes
+        generated = (wishes.prompt if wishes.generated is None else wishes.generated) if self._context.decodes else 0
+        seconds = self._cost(wishes.prompt, k, n, scheme)
+        if generated:
+            seconds += generated * self._cost(1, k, n, scheme)
+        return seconds * len(weight.products)
+
+    def _fill(self, unit: Unit) -> None:
+        """Options of a unit."""
+        sizes = [weight.channels for weight in unit.weights]
+        tensors = [tensor_of(weight.value) for weight in unit.weights]
+        self._add(unit, None, sum(t.nbytes for t in tensors if t is not None), [0.0] * len(sizes))
+        if not all(self._errors.knows(weight) for weight in unit.weights):
+            return
+        probed = [self._errors.of(weight, own_scheme(weight, self._wishes.probe)) for weight in unit.weights]
+        unit.probed = [loss.nearest if self._prober is None else loss.fitted for loss in probed]
+        for scheme in self._wishes.schemes:
+            own = [own_scheme(weight, scheme) for weight in unit.weights]
+            if any(obstacle(weight, one) is not None for weight, one in zip(unit.weights, own, strict=True)):
+                continue
+            errors = [self._errors.of(weight, one).fitted for weight, one in zip(unit.weights, own, strict=True)]
+            widths = [int(t.dtype.itemsize) for t in tensors if t is not None]
+            size = sum(stored_bytes(n, k, one, width) for (n, k), one, width in zip(sizes, own, widths, strict=True))
+            self._add(unit, scheme, size, errors)
+
+    def _add(self, unit: Unit, scheme: Scheme | None, size: float, errors: list[float]) -> None:
+        time = sum(self.time(weight, scheme) for weight in unit.weights)
+        if scheme is not None and self._wishes.objective == "size" and time > _SLOWER * unit.times[0]:
+            return
+        unit.schemes.append(scheme)
+        unit.times.append(time)
+        unit.sizes.append(size)
+        unit.errors.append(errors)
+
+    def _measure_worth(self) -> dict[str, float]:
+        """What the model loses for the relative error of one layer, by kind of layer."""
+        kinds: dict[str, list[Weight]] = {}
+        errors: dict[int, float] = {}
+        for unit in self.units:
+            for weight, error in zip(unit.weights if unit.probed else (), unit.probed, strict=True):
+                kinds.setdefault(kind(weight), []).append(weight)
+                errors[id(weight)] = error
+        groups = [([name], members) for name, members in kinds.items()]
+        if len(kinds) > _KINDS:
+            groups = [(list(kinds), [w for members in kinds.values() for w in members])]
+        result: dict[str, float] = {}
+        for done, (names, members) in enumerate(groups):
+            self._context.progress(done, len(groups), f"what errors cost in {', '.join(names)}")
+            lost = self._try({id(weight): self._wishes.probe for weight in members}, self._prober)
+            total = sum(errors[id(weight)] for weight in members)
+            result.update(dict.fromkeys(names, max(lost, 1e-12) / max(total, 1e-12)))
+        return result
+
+    def _try(self, schemes: Mapping[int, Scheme | None], rounder: Calibrated | None = None) -> float:
+        """What the model loses with some of its weights rounded, to nearest or by ``rounder``."""
+        names = {
+            weight.value.name: own_scheme(weight, scheme)
+            for unit in self.units
+            for weight in unit.weights
+            if (scheme := schemes.get(id(weight))) is not None
+        }
+
+        def change(copy: Graph) -> None:
+            found = [weight for weight in find(copy).weights if weight.obstacle is None]
+            chosen = [(weight, names[weight.value.name]) for weight in found if weight.value.name in names]
+            fitted = [weight for weight, scheme in chosen if scheme.format == "int" and not scheme.is_fine]
+            rounding = Rounding(copy, self._context, Outcome(), Totals(), rounder, fitted)
+            rounding.run(chosen)
+            edit, order = rounding.edit, rounding.order
+            inputs = [(weight.products, s.activations) for weight, s in chosen if s.activations is not None]
+            for products, rounded in inputs:
+                if not rounded.dynamic:
+                    static.read_through(edit, products, lambda value: self._errors.span(value.name or ""), order)
+            by_token = [node for products, rounded in inputs if rounded.dynamic for node in products]
+            activations.quantize_inputs(edit, by_token, order)
+
+        return self._trial(change)
+
+
+def _loss(unit: Unit, errors: Sequence[float], worth: Mapping[str, float]) -> float:
+    pairs = zip(errors, unit.weights, strict=True)
+    return sum(error * worth[kind(weight)] for error, weight in pairs) if any(errors) else 0.0
+
+
+def own_scheme(weight: Weight, scheme: Scheme) -> Scheme:
+    """The scheme of a weight in a unit of it: one that a pass asked to keep precise has 8 bits."""
+    raised = any(PRECISE in node.metadata_props for node in weight.products)
+    return replace(NAMED["w8a16"], half_scales=scheme.half_scales) if raised and scheme.bits < 8 else scheme
+
+
+def _units(weights: Sequence[Weight]) -> list[Unit]:
+    """Weights that are joined by a common input, in graph order."""
+    units: list[tuple[set[str], Unit]] = []
+    for weight in weights:
+        names = {node.inputs[0].name or "" for node in weight.products if node.inputs[0] is not None}
+        joined = [entry for entry in units if entry[0] & names and not (weight.tables or entry[1].weights[0].tables)]
+        if joined:
+            joined[0][0].update(names)
+            joined[0][1].weights.append(weight)
+        else:
+            units.append((names, Unit([weight])))
+    return [unit for _, unit in units]
+
+
+def obstacle(weight: Weight, scheme: Scheme) -> str | None:
+    """Why a weight cannot have a scheme, or None."""
+    if scheme.format != "int":
+        return formats.obstacle(weight)
+    if scheme.offsets:
+        return offsets.obstacle(weight, scheme)
+    return activations.obstacle(weight) if scheme.activations is not None else None

@@ -1,0 +1,123 @@
+"""The search for a choice whose trial keeps a budget, from expected losses that trials correct."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from ..scheme import Scheme
+from .knapsack import solve
+
+_COARSE = 8
+"""Schemes of fewer bits are tried for the whole model; the errors of others cost little."""
+_ALIKE = 0.9
+"""A scheme whose expected loss is more than this part of that of one tried before tells nothing new."""
+_ROUNDS = 5
+"""Choices that are tried at most, besides single schemes."""
+_NEAR = 0.97
+"""A choice that loses more than this part of the budget is good enough."""
+_MARGIN = 1.01
+"""Choices are aimed at a budget that is smaller by this factor, so that they keep the real one."""
+
+Table = Sequence[Sequence[float]]
+Schemes = Sequence[Sequence[Scheme | None]]
+Trial = Callable[[Sequence[int]], float]
+
+
+def search(schemes: Schemes, costs: Table, losses: Table, trial: Trial, budget: float) -> tuple[list[int], float]:
+    """The option of each unit that is best of those tried, and what the model loses by them.
+
+    First schemes of few bits are tried for the whole model, since finer groups may gain more there than layer by layer;
+    then choices by the corrected losses, each correcting them anew.
+
+    Args:
+        schemes: of the options of each unit; the first option is None, float32.
+        costs: of them, seconds or bytes.
+        losses: that are expected of them; those of the first are 0.
+        trial: what the model really loses by an option of each unit.
+        budget: what it may lose.
+    """
+    tried: dict[tuple[int, ...], float] = {}
+
+    def once(picks: Sequence[int]) -> float:
+        if tuple(picks) not in tried:
+            tried[tuple(picks)] = trial(picks)
+        return tried[tuple(picks)]
+
+    factors = _corrections(schemes, costs, losses, once)
+    expected = [
+        [loss * (1.0 if scheme is None else factors.get(scheme, 1.0)) for scheme, loss in zip(*unit, strict=True)]
+        for unit in zip(schemes, losses, strict=True)
+    ]
+    points = [(_total(expected, picks), real) for picks, real in tried.items()]
+    for _ in range(_ROUNDS):
+        picks = solve(costs, expected, _aim(points, budget))
+        if not any(picks) or tuple(picks) in tried:
+            break
+        real = once(picks)
+        if _NEAR * budget <= real <= budget:
+            break
+        points.append((_total(expected, picks), real))
+    kept = {picks: real for picks, real in tried.items() if real <= budget}
+    best = min(kept, key=lambda picks: _total(costs, picks), default=(0,) * len(costs))
+    return list(best), kept.get(best, 0.0)
+
+
+def _aim(points: Sequence[tuple[float, float]], budget: float) -> float:
+    """The expected loss at which the real one should be a little below the budget.
+
+    Between the nearest choices on both sides of it, by a power law, for errors may compound; else in proportion.
+
+    Args:
+        points: expected and real losses of what was tried.
+    """
+    known = [(max(expected, 1e-12), max(real, 1e-12)) for expected, real in points]
+    wanted = math.log(budget / _MARGIN)
+    below = max((point for point in known if point[1] <= budget), default=None)
+    above = min((point for point in known if point[1] > budget), default=None)
+    if below is None or above is None or below[0] >= above[0]:
+        expected, real = min(known, key=lambda point: abs(math.log(point[1]) - wanted), default=(1.0, 1.0))
+        return expected / real * budget / _MARGIN
+    (low, start), (high, end) = ((math.log(expected), math.log(real)) for expected, real in (below, above))
+    return math.exp(low + (high - low) * (wanted - start) / (end - start))
+
+
+def _corrections(schemes: Schemes, costs: Table, losses: Table, trial: Trial) -> dict[Scheme, float]:
+    """What the losses expected of each scheme are to be multiplied by, from trials of coarse ones for the whole model.
+
+    One that is not tried, because others cost no more and lose no more or lose almost the same, gets the factor of the
+    one whose loss is nearest.
+    """
+    wholes = _wholes(schemes, costs)
+    cost = {scheme: _total(costs, picks) for scheme, picks in wholes.items()}
+    loss = {scheme: max(_total(losses, picks), 1e-12) for scheme, picks in wholes.items()}
+    tried: dict[Scheme, float] = {}
+    for scheme in sorted(wholes, key=loss.__getitem__, reverse=True):
+        others = [other for other in wholes if other != scheme]
+        beaten = any(cost[other] <= cost[scheme] and loss[other] <= loss[scheme] for other in others)
+        alike = any(loss[scheme] > _ALIKE * loss[other] for other in tried)
+        if scheme.bits < _COARSE and not beaten and not alike:
+            tried[scheme] = trial(wholes[scheme]) / loss[scheme]
+    factors: dict[Scheme, float] = {}
+    for scheme in wholes if tried else ():
+        distances = {other: abs(math.log(loss[other] / loss[scheme])) for other in tried}
+        factors[scheme] = tried[min(distances, key=distances.__getitem__)]
+    return factors
+
+
+def _wholes(schemes: Schemes, costs: Table) -> Mapping[Scheme, list[int]]:
+    """Each scheme for all units; those that cannot have it take what costs least."""
+    known = dict.fromkeys(scheme for options in schemes for scheme in options if scheme is not None)
+    cheapest = [min(range(len(options)), key=options.__getitem__) for options in costs]
+    return {
+        scheme: [
+            options.index(scheme) if scheme in options else least
+            for options, least in zip(schemes, cheapest, strict=True)
+        ]
+        for scheme in known
+    }
+
+
+def _total(options: Table, picks: Sequence[int]) -> float:
+    """The sum of one option of each unit."""
+    return sum(values[pick] for values, pick in zip(options, picks, strict=True))
