@@ -21,7 +21,7 @@ class Model:
     def __init__(self, sensitive: Sequence[float], real: dict[Scheme, float], compound: float = 1.0) -> None:
         self.schemes = [OPTIONS] * len(sensitive)
         self.costs = [COSTS] * len(sensitive)
-        self.losses = [[0.0, 0.01 * one, one, 0.8 * one] for one in sensitive]
+        self.losses = [[0.0, 0.01 * one, one, 0.6 * one] for one in sensitive]
         self._real, self._compound = real, compound
         self.tried: list[list[int]] = []
 
@@ -62,13 +62,13 @@ def test_the_budget_is_kept_and_no_single_scheme_is_better(
 
 def test_a_scheme_that_loses_less_than_expected_is_preferred() -> None:
     sensitive = [0.1 * (one + 1) for one in range(10)]
-    # Layer by layer finer groups save a fifth, in the whole model half.
-    model = Model(sensitive, {FINE: 0.6})
-    picks, lost = model.search(0.55 * sum(sensitive))
+    # Layer by layer finer groups save two fifths, in the whole model more.
+    model = Model(sensitive, {FINE: 0.7})
+    picks, lost = model.search(0.43 * sum(sensitive))
     blind = Model(sensitive, {})
-    expected, _ = blind.search(0.55 * sum(sensitive))
-    assert lost <= 0.55 * sum(sensitive)
-    assert model.cost(picks) < 0.85 * model.cost(expected)
+    expected, _ = blind.search(0.43 * sum(sensitive))
+    assert lost <= 0.43 * sum(sensitive)
+    assert model.cost(picks) < 0.9 * model.cost(expected)
     assert 1 not in picks and 1 in expected
 
 
