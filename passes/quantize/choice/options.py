@@ -19,9 +19,8 @@ from ..tensors import stored_bytes
 from .sensitivity import Losses, kind
 
 _DEFAULT = ("w8a16", "w4a16", "w8a8", "w8a8_static", "nf4")
-_GROUPS = (128, 32, 16)
-"""Other groups of 4 bits; from groups of 16 it is a long way to 8 bits."""
-_OFFSETS = replace(NAMED["w4a16"], group_size=32, symmetric=True, offsets=True)
+_FINE = replace(NAMED["w4a16"], group_size=32)
+_OFFSETS = replace(_FINE, symmetric=True, offsets=True)
 """Loses nothing of weights that a format with offsets has rounded before."""
 _PROBE = NAMED["w4a16"]
 """What a kind of layer is rounded by to see what its errors cost the model."""
@@ -47,7 +46,7 @@ class Wishes:
         """What may be chosen."""
         schemes = [NAMED[name] for name in self.candidates or _DEFAULT]
         if not self.candidates:
-            schemes += [*(replace(NAMED["w4a16"], group_size=group) for group in _GROUPS), _OFFSETS]
+            schemes += [_FINE, _OFFSETS]
         return [replace(s, half_scales=self.half_scales and s.takes_half_scales) for s in schemes]
 
     @property

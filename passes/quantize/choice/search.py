@@ -10,7 +10,7 @@ from .knapsack import solve
 
 _COARSE = 8
 """Schemes of fewer bits are tried for the whole model; the errors of others cost little."""
-_ALIKE = 0.7
+_ALIKE = 0.9
 """A scheme whose expected loss is more than this part of that of one tried before tells nothing new."""
 _ROUNDS = 5
 """Choices that are tried at most, besides single schemes."""
