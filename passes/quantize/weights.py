@@ -91,8 +91,8 @@ class Quantize(Pass):
         objective: what ``"auto"`` makes small: ``"time"``, by a table of costs measured on this machine, or ``"size"``.
         prompt: tokens of a prompt (or of any input, if the model does not decode), for the time.
         generated: tokens decoded after a prompt, for the time; as many as the prompt if not given.
-        candidates: names of schemes that ``"auto"`` may use; if empty all that have a kernel, 4 bits in groups of 64 and
-            of 32 among them.
+        candidates: names of schemes that ``"auto"`` may use; if empty all that have a kernel, 4 bits in groups of 64
+            and of 32 among them.
         percentile: of the numbers that ``ranges="percentile"`` keeps below the upper end, in percent.
 
     Raises:

@@ -217,7 +217,7 @@ def test_scales_are_halves_where_size_counts(cache: Path) -> None:
     for half in (None, True, False):
         report = chosen(cache, budget=0.1, objective="size", prompt=1, method="rtn", half_scales=half)
         sizes[half] = report.weight_bytes
-    assert sizes[None] == sizes[True] < 0.98 * sizes[False]
+    assert sizes[None] == sizes[True] < 0.96 * sizes[False]
 
 
 @pytest.mark.usefixtures("steady")

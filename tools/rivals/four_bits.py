@@ -198,9 +198,8 @@ def encoders() -> dict[str, Make]:
 def decoders() -> dict[str, Make]:
     """Ways for SmolLM2."""
     model, source = baseline_path(), model_path("smollm2")
-    own = ("rtn", "k_quant", "hqq", "gptq")
-    ways: dict[str, Make] = {f"ONNX Runtime, {name}": runtime(model, name) for name in own}
-    ways |= {f"onnx-neural-compressor, {name}": neural_compressor(model, name) for name in ("rtn", "gptq", "awq")}
+    ways: dict[str, Make] = {f"ONNX Runtime, {name}": runtime(model, name) for name in ("rtn", "k_quant", "hqq")}
+    ways |= {f"onnx-neural-compressor, {name}": neural_compressor(model, name) for name in ("rtn", "gptq")}
     ways["NNCF and OpenVINO, rtn"] = lambda folder: openvino("int4")
     ways |= {f"NNCF and OpenVINO, {name}": nncf(model, name) for name in ("awq", "scale_estimation", "gptq")}
     ways["Burnish, rtn"] = burnish(source, "quantize(group_size=32)", None)
