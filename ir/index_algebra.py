@@ -46,13 +46,13 @@ def compose(outer: IndexMap, inner: IndexMap, extents: Extents, which: int = 0) 
     known = dict(extents)
     known.update({k: e for k, e in zip(outer.reduced, outer.extents, strict=True) if e is not None})
     known.update({moved[k]: e for k, e in zip(inner.reduced, inner.extents, strict=True) if e is not None})
+    simplifier = _Simplifier(known, places)
     inputs: list[Index | None] = []
     for index in inner.inputs:
         if index is None:
             inputs.append(None)
         else:
-            named = (_renamed(expr, which) for expr in index)
-            inputs.append(tuple(simplify_index(expr.xreplace(places), known) for expr in named))
+            inputs.append(tuple(simplifier.run(_renamed(expr, which)) for expr in index))
     return IndexMap(outer.outputs, (*outer.reduced, *moved.values()), (*outer.extents, *inner.extents), tuple(inputs))
 
 
@@ -81,12 +81,20 @@ def simplify_index(expr: sympy.Expr, extents: Extents) -> sympy.Expr:
 
 
 class _Simplifier:
-    def __init__(self, extents: Extents) -> None:
+    """Simplifies, and puts expressions in the places of symbols as it goes.
+
+    SymPy must not do the latter: its evaluation of ``Mod(2*Mod(i, 6), 3)`` squares the inner remainder (1.14).
+    """
+
+    def __init__(self, extents: Extents, places: Mapping[sympy.Basic, sympy.Basic] | None = None) -> None:
         self._extents = extents
         self._memo: dict[sympy.Expr, sympy.Expr] = {}
+        self._places = {symbol: _Simplifier(extents).run(expr) for symbol, expr in (places or {}).items()}
 
     def run(self, expr: sympy.Expr) -> sympy.Expr:
         """Simplify from the leaves up."""
+        if expr in self._places:
+            return self._places[expr]
         if not expr.args:
             return sympy.Integer(0) if self._extents.get(expr) == 1 else expr
         found = self._memo.get(expr)
