@@ -24,7 +24,7 @@ _W3 = "bits=3,group_size=128,overrides={'lm_head':'float'}"
 
 _DYNAMIC = "quantize(scheme=w8a8,method=rtn)"
 _STATIC = "quantize(scheme=w8a8_static,method=rtn)"
-_AUTO = "rotate,quantize(scheme=auto,objective=size,budget={budget})"
+_AUTO = "quantize(scheme=auto,objective=size,budget={budget})"
 _OWQ = "keep_columns=2,keep_in=['*.down_proj','*.o_proj']"
 _WIDE = "overrides={'lm_head':{'group_size':64}}"
 _GRID = "group_size=32,offsets=true,half_scales=true,method=rtn,overrides={'lm_head':{'bits':8,'offsets':false}}"
@@ -92,10 +92,10 @@ RECIPES: dict[str, Recipe] = {
     "W8A8 static, SmoothQuant 0.5 + RTN": Recipe(f"smoothquant,{_STATIC}"),
     "W8A8 static, SmoothQuant searched + RTN": Recipe(f"smoothquant(alpha=search),{_STATIC}"),
     STATIC_SMOOTH: Recipe(f"smoothquant(alpha=0.8),{_STATIC}"),
-    "auto for size, perplexity + 9 %": Recipe(_AUTO.format(budget=0.09), others=4),
-    "auto for size, perplexity + 7 %": Recipe(_AUTO.format(budget=0.07), others=4),
-    "auto for size, perplexity + 6.5 %": Recipe(_AUTO.format(budget=0.065), others=4),
-    "auto for size, perplexity + 0.5 %, not rotated": Recipe(_AUTO.format(budget=0.005).partition(",")[2], others=4),
+    "auto for size, perplexity + 9 %": Recipe("rotate," + _AUTO.format(budget=0.09), others=4),
+    "auto for size, perplexity + 7 %": Recipe("rotate," + _AUTO.format(budget=0.07), others=4),
+    "auto for size, perplexity + 6.5 %": Recipe("rotate," + _AUTO.format(budget=0.065), others=4),
+    "auto for size, perplexity + 0.5 %, not rotated": Recipe(_AUTO.format(budget=0.005), others=4),
     "W8A8 static, SmoothQuant 0.8 + GPTQ": Recipe("smoothquant(alpha=0.8),quantize(scheme=w8a8_static)"),
 }
 """Rows by name, in the order of the table."""

@@ -60,6 +60,7 @@ class Losses:
         self._rounder = rounder
         self._ratios: dict[tuple[str, Scheme], float] = {}
         self._read: dict[int, Array] = {}
+        self._measured: dict[tuple[int, Scheme], Loss] = {}
 
     def knows(self, weight: Weight) -> bool:
         """Whether anything is known of the inputs of a weight."""
@@ -71,6 +72,12 @@ class Losses:
 
     def of(self, weight: Weight, scheme: Scheme) -> Loss:
         """The errors of the products by a weight in a scheme."""
+        place = (id(weight), scheme)
+        if place not in self._measured:
+            self._measured[place] = self._measure(weight, scheme)
+        return self._measured[place]
+
+    def _measure(self, weight: Weight, scheme: Scheme) -> Loss:
         value = weight.products[0].inputs[0]
         assert value is not None
         key, rows = value.name or "", self._rows(weight)
