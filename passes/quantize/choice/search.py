@@ -27,8 +27,8 @@ Trial = Callable[[Sequence[int]], float]
 def search(schemes: Schemes, costs: Table, losses: Table, trial: Trial, budget: float) -> tuple[list[int], float]:
     """The option of each unit that is best of those tried, and what the model loses by them.
 
-    First schemes of few bits are tried for the whole model, since finer groups may gain more there than layer by layer;
-    then choices by the corrected losses, each correcting them anew.
+    First schemes of few bits are tried for the whole model, since expected losses need not add up; then choices by the
+    corrected losses, each correcting them anew.
 
     Args:
         schemes: of the options of each unit; the first option is None, float32.
