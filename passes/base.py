@@ -150,6 +150,25 @@ axis, at 1: [inputs, places]. The loss is that of a language model, or, for othe
 numbers."""
 
 
+@dataclass(frozen=True)
+class Change:
+    """A change of a constant, such as by rounding.
+
+    Attributes:
+        value: the constant.
+        axis: that output channels run along; changes of different channels are independent of each other.
+        difference: computes it, float32 of the shape of the constant.
+    """
+
+    value: onnx_ir.Value
+    axis: int
+    difference: Callable[[], np.ndarray[Any, Any]]
+
+
+SecondOrder = Callable[[Sequence[Change]], list[float]]
+"""What the model at hand loses by each of some changes alone, to second order, in the units of :data:`Trial`."""
+
+
 class Sequential(Protocol):
     """Inputs of products in the order of the graph, each behind the weights that were replaced before it.
 
@@ -262,6 +281,7 @@ class Context:
         decodes: whether the model is a causal language model with a cache.
         distill: trains weights; None where there is no data, or no pass that needs the model as it came.
         influence: derivatives of the loss; None where there is no data.
+        second_order: losses by small changes, out of derivatives; None where there is no data.
         latency: of small models on the target; None where nothing can be measured.
         clock: of several ways to compute the same, as the target runs them; None where nobody asked to measure.
         learn_codes: trains quantized weights; None where :attr:`distill` is.
@@ -280,6 +300,7 @@ class Context:
     decodes: bool = False
     distill: Distillation | None = None
     influence: Influence | None = None
+    second_order: SecondOrder | None = None
     latency: Latency | None = None
     learn_codes: LearnedCodes | None = None
     clock: Clock | None = None

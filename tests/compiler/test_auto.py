@@ -13,6 +13,7 @@ import torch
 from burnish.backends.onnxruntime.session import usable_cpus
 from burnish.compiler import stopwatch
 from burnish.compiler.costs import FILE, Costs
+from burnish.compiler.learning import Learning
 from burnish.compiler.report import Report
 from burnish.ir.errors import CalibrationError, OptionError, UnsupportedError
 from burnish.passes.quantize import Quantize
@@ -117,6 +118,55 @@ def test_no_weight_is_rounded_twice_by_one_scheme(cache: Path, monkeypatch: pyte
     monkeypatch.setattr(Calibrated, "_compute", counting)
     chosen(cache, budget=0.05, objective="size", prompt=1)
     assert len(rounded) > 8 and max(rounded.values()) == 1
+
+
+class Block(torch.nn.Module):
+    """Adds a share of something to its input."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share, self.linear = share, torch.nn.Linear(256, 256)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.share * torch.tanh(self.linear(x))
+
+
+class Deep(torch.nn.Module):
+    """Layers alike but for what they add to the output: much, and little."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = torch.nn.Sequential(*(Block(share) for share in (1.0, 0.03, 1.0, 0.03, 0.03, 1.0)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.blocks(x)
+        return result
+
+
+@pytest.mark.usefixtures("steady")
+def test_layers_of_a_kind_get_bits_by_what_they_are_worth(monkeypatch: pytest.MonkeyPatch) -> None:
+    def report() -> Report:
+        # Without a cache: it would give the first result again.
+        model = burnish.compile(
+            Deep().eval(), (DATA[0],), dynamic_shapes=({0: torch.export.Dim("batch")},), cache=False,
+            passes=[Quantize("auto", budget=0.012, objective="size", prompt=1)], calibration=DATA[:12],
+            evaluation=DATA[12:],
+        )  # fmt: skip
+        return model.report
+
+    found = report()
+    bits = {one.layer: one.bits for one in found.layers}
+    assert [bits[f"blocks.{at}.linear"] for at in range(6)] == [8, 4, 8, 4, 4, 8]
+
+    def without(*_: Any) -> list[float]:
+        raise UnsupportedError("the reference backend has no rule for Odd")
+
+    monkeypatch.setattr(Learning, "second_order", without)
+    alike = report()
+    assert alike.weight_bytes > 1.1 * found.weight_bytes
+    (told,) = [reason for reason in reasons(alike) if "count alike" in reason]
+    assert told.endswith("the reference backend has no rule for Odd")
 
 
 @pytest.mark.usefixtures("steady")

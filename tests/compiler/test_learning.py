@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir
 import pytest
 import torch
+from burnish.backends.reference import Reference
 from burnish.compiler.inputs import Calibration
 from burnish.compiler.learning import Learning
 from burnish.compiler.progress import silent
@@ -16,7 +17,7 @@ from burnish.frontends.torch_module import import_module
 from burnish.ir.errors import CalibrationError, OptionError
 from burnish.ir.graph import constant
 from burnish.passes import Canonicalize, Distill, PruneStructures, Recover
-from burnish.passes.base import Context
+from burnish.passes.base import Change, Context
 from torch import nn
 
 Array = np.ndarray[Any, Any]
@@ -116,14 +117,73 @@ def test_influence_is_the_derivative_by_a_factor() -> None:
         changed[:, 7] *= factor
         copy = graph.clone()
         copy.graph.initializers["layers.2.weight"].const_value = onnx_ir.Tensor(changed)
-        from burnish.backends.reference import Reference
-
         x = _batches(3)[0]
         y = next(iter(Reference(copy).run({graph.graph.inputs[0].name or "": x}).values())).flatten()
         direction = torch.randn(y.numel(), generator=torch.Generator().manual_seed(0))
         losses.append(float(y @ direction) / np.sqrt(y.numel()))
     expected = (losses[1] - losses[0]) / 0.02
     assert found[0, 7] == pytest.approx(expected, rel=0.05, abs=2e-3)
+
+
+class Words(nn.Module):
+    """Logits [batch, tokens, 24] of next tokens, each by the tokens before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.embed, self.mix, self.head = nn.Embedding(24, 32), nn.Linear(32, 32), nn.Linear(32, 24)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Token ids [batch, tokens]."""
+        x = self.embed(input_ids)
+        # Sums of what came before carry an error of one token on to those after it.
+        x = x + 0.4 * torch.tanh(self.mix(x.cumsum(1)))
+        result: torch.Tensor = self.head(x)
+        return result
+
+
+@pytest.mark.parametrize("decodes", [True, False])
+def test_losses_to_second_order_are_those_of_small_changes(decodes: bool) -> None:
+    """Against the mean loss of many such changes, made one by one; layers differ by far more than estimates do."""
+    generator = np.random.default_rng(0)
+    if decodes:
+        model: nn.Module = Words().eval()
+        feeds = [torch.randint(0, 24, (4, 16), generator=torch.Generator().manual_seed(i)) for i in range(8)]
+    else:
+        model, feeds = Net().eval(), _batches(8)
+    imported = import_module(model, (feeds[0],), {}, None)
+    for step in (Canonicalize(), Recover()):
+        step.run(imported.graph, Context())
+    graph, name = imported.graph, imported.graph.graph.inputs[0].name or ""
+    calibration = Calibration([(x,) for x in feeds], imported.signature, None)
+    values = [
+        v for v in graph.graph.initializers.values() if v.name and v.name.endswith("weight") and "embed" not in v.name
+    ]
+    weights = {v.name or "": constant(v) for v in values}
+
+    def run(changes: dict[str, torch.Tensor]) -> torch.Tensor:
+        made = [next(iter(Reference(graph).run({name: x}, constants=changes).values())) for x in feeds]
+        return torch.stack(made)
+
+    def lost(value: str, difference: Array) -> float:
+        got = run({value: torch.from_numpy(weights[value] + difference)})
+        if decodes:
+            p, q = torch.log_softmax(before.double(), -1), torch.log_softmax(got.double(), -1)
+            return float((p.exp() * (p - q)).sum(-1).mean())
+        each = (got - before).double().flatten(1).square().sum(1) / before.double().flatten(1).square().sum(1)
+        return float(each.mean())
+
+    before, real, changes = run({}), [], []
+    for value in values:
+        array = weights[value.name or ""]
+        assert array is not None
+        drawn = [1e-3 * generator.standard_normal(array.shape).astype(np.float32) for _ in range(12)]
+        real.append(float(np.mean([lost(value.name or "", one) for one in drawn])))
+        changes += [Change(value, 0, lambda one=one: one) for one in drawn]  # type: ignore[misc]
+    learning = Learning(graph, None, calibration, decodes, silent)
+    found = np.asarray(learning.second_order(changes)).reshape(len(values), -1).mean(1)
+    assert max(real) > 3 * min(real)
+    assert found == pytest.approx(np.asarray(real), rel=0.35)
 
 
 @pytest.mark.parametrize("gradients", ["fisher", "taylor"])

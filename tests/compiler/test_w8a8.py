@@ -57,9 +57,9 @@ def test_decoder_keeps_its_perplexity(smollm2: Path, tmp_path: Path) -> None:
         if name == "w8a8":
             compiled.save(tmp_path / "m.onnx")
     assert found["w8a8"] <= 1.05 * found["default"], found
-    # 30 layers of seven products and the head; the embedding is the head's weight and has no copy.
+    # 30 layers of four products, those of one input joined, and the head, whose weight the embedding shares.
     count = running(tmp_path / "m.onnx")
-    assert count["MatMulIntegerToFloat"] == 211 and count["ReduceMax"] == 121
+    assert count["MatMulIntegerToFloat"] == count["ReduceMax"] == 121
     size = sum(file.stat().st_size for file in tmp_path.glob("m.onnx*"))
     assert size < 1.1 * 135e6, size
     del compiled

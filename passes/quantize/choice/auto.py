@@ -1,11 +1,12 @@
 """``Quantize("auto", budget=...)``: the scheme of each product that makes the model fastest or smallest within a loss.
 
 What a scheme costs a product is measured: the time of its kernel on this machine, and the relative error of its outputs
-on the calibration inputs. How much the model loses for such an error differs by kind of layer, and is measured, too:
-each kind is rounded alone, and the outputs of the model compared. Losses of independent small errors add up, so the
-choice is a knapsack with one item of each group, which dynamic programming solves (Kellerer et al. 2004, section 11.5).
-Schemes of few bits are tried for the whole model, too, because what kinds lose one by one need not add up. A trial of
-the whole choice then corrects the estimate, and the problem is solved anew. What is tried is rounded as it will be.
+on the calibration inputs. How much the model loses for such an error differs by layer, and is measured, too: each kind
+of layer is rounded alone, the outputs of the model compared, and derivatives divide the loss among the layers. Losses
+of independent small errors add up, so the choice is a knapsack with one item of each group, which dynamic programming
+solves (Kellerer et al. 2004, section 11.5). Schemes of few bits are tried for the whole model, too, because what kinds
+lose one by one need not add up. A trial of the whole choice then corrects the estimate, and the problem is solved anew.
+What is tried is rounded as it will be.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def choose(
     if not products:
         outcome.missed("", "nothing was chosen: no product can be quantized")
         return [], sum(weight.size for weight in free)
-    options = Options(products, context, wishes, rounder)
+    options = Options(products, context, wishes, rounder, outcome)
     units = options.units
     costs = [unit.times if wishes.objective == "time" else unit.sizes for unit in units]
     budget = math.log1p(wishes.budget) if context.decodes else wishes.budget**2

@@ -16,7 +16,8 @@ from ..rounding import Rounding
 from ..scheme import NAMED, Scheme
 from ..targets import Weight, find
 from ..tensors import stored_bytes
-from .sensitivity import Losses, kind
+from .sensitivity import Losses
+from .worth import measure
 
 _DEFAULT = ("w8a16", "w4a16", "w8a8", "w8a8_static", "nf4")
 _FINE = replace(NAMED["w4a16"], group_size=32)
@@ -24,8 +25,6 @@ _OFFSETS = replace(_FINE, symmetric=True, offsets=True)
 """Loses nothing of weights that a format with offsets has rounded before."""
 _PROBE = NAMED["w4a16"]
 """What a kind of layer is rounded by to see what its errors cost the model."""
-_KINDS = 12
-"""Kinds of layers that are tried one by one; with more, all count alike."""
 _SLOWER = 1.05
 """A scheme that takes longer than float32 by more than this factor does not pay, even for its size."""
 
@@ -65,7 +64,6 @@ class Unit:
         times: seconds of each.
         sizes: bytes of each.
         errors: relative squared error of their outputs by each as it will be rounded, weight by weight.
-        probed: the same by what a kind of layer is tried with, as it is tried; empty if nothing is known of them.
     """
 
     weights: list[Weight]
@@ -73,7 +71,6 @@ class Unit:
     times: list[float] = field(default_factory=list)
     sizes: list[float] = field(default_factory=list)
     errors: list[list[float]] = field(default_factory=list)
-    probed: list[float] = field(default_factory=list)
 
 
 class Options:
@@ -84,25 +81,36 @@ class Options:
         context: gives statistics, costs and trials; :func:`~.auto.require` has seen it.
         wishes: of the user.
         rounder: rounds weights as they will be rounded; None if that is to nearest.
+        outcome: gets a remark if less can be known.
 
     Attributes:
         units: in graph order.
         losses: what the model is expected to lose by each option of each unit; of float32 nothing.
     """
 
-    def __init__(self, weights: Sequence[Weight], context: Context, wishes: Wishes, rounder: Calibrated | None) -> None:
+    def __init__(
+        self,
+        weights: Sequence[Weight],
+        context: Context,
+        wishes: Wishes,
+        rounder: Calibrated | None,
+        outcome: Outcome,
+    ) -> None:
         assert context.cost is not None and context.trial is not None
         self._context, self._cost, self._trial, self._wishes = context, context.cost, context.trial, wishes
         self._rounder = rounder
         # Codes of a scheme that is likely to be chosen are of use later.
         likely = wishes.objective == "size" or context.decodes
-        self._prober = rounder if likely and wishes.probe in wishes.schemes else None
+        prober = rounder if likely and wishes.probe in wishes.schemes else None
         self.units = _units(weights)
         self._errors = Losses([weight for unit in self.units for weight in unit.weights], context, rounder)
+        known = [weight for unit in self.units if self._knows(unit) for weight in unit.weights]
+        worth = measure(
+            known, lambda weight: own_scheme(weight, wishes.probe), prober, self._errors, self._try, context, outcome
+        )
         for done, unit in enumerate(self.units):
             context.progress(done, len(self.units), "measuring schemes")
             self._fill(unit)
-        worth = self._measure_worth()
         self.losses = [[_loss(unit, errors, worth) for errors in unit.errors] for unit in self.units]
 
     def try_picks(self, picks: Sequence[int]) -> float:
@@ -121,15 +129,17 @@ class Options:
             seconds += generated * self._cost(1, k, n, scheme)
         return seconds * len(weight.products)
 
+    def _knows(self, unit: Unit) -> bool:
+        """Whether anything is known of the inputs of all its weights."""
+        return all(self._errors.knows(weight) for weight in unit.weights)
+
     def _fill(self, unit: Unit) -> None:
         """Options of a unit."""
         sizes = [weight.channels for weight in unit.weights]
         tensors = [tensor_of(weight.value) for weight in unit.weights]
         self._add(unit, None, sum(t.nbytes for t in tensors if t is not None), [0.0] * len(sizes))
-        if not all(self._errors.knows(weight) for weight in unit.weights):
+        if not self._knows(unit):
             return
-        probed = [self._errors.of(weight, own_scheme(weight, self._wishes.probe)) for weight in unit.weights]
-        unit.probed = [loss.nearest if self._prober is None else loss.fitted for loss in probed]
         for scheme in self._wishes.schemes:
             own = [own_scheme(weight, scheme) for weight in unit.weights]
             if any(obstacle(weight, one) is not None for weight, one in zip(unit.weights, own, strict=True)):
@@ -147,25 +157,6 @@ class Options:
         unit.times.append(time)
         unit.sizes.append(size)
         unit.errors.append(errors)
-
-    def _measure_worth(self) -> dict[str, float]:
-        """What the model loses for the relative error of one layer, by kind of layer."""
-        kinds: dict[str, list[Weight]] = {}
-        errors: dict[int, float] = {}
-        for unit in self.units:
-            for weight, error in zip(unit.weights if unit.probed else (), unit.probed, strict=True):
-                kinds.setdefault(kind(weight), []).append(weight)
-                errors[id(weight)] = error
-        groups = [([name], members) for name, members in kinds.items()]
-        if len(kinds) > _KINDS:
-            groups = [(list(kinds), [w for members in kinds.values() for w in members])]
-        result: dict[str, float] = {}
-        for done, (names, members) in enumerate(groups):
-            self._context.progress(done, len(groups), f"what errors cost in {', '.join(names)}")
-            lost = self._try({id(weight): self._wishes.probe for weight in members}, self._prober)
-            total = sum(errors[id(weight)] for weight in members)
-            result.update(dict.fromkeys(names, max(lost, 1e-12) / max(total, 1e-12)))
-        return result
 
     def _try(self, schemes: Mapping[int, Scheme | None], rounder: Calibrated | None = None) -> float:
         """What the model loses with some of its weights rounded, to nearest or by ``rounder``."""
@@ -193,9 +184,9 @@ class Options:
         return self._trial(change)
 
 
-def _loss(unit: Unit, errors: Sequence[float], worth: Mapping[str, float]) -> float:
+def _loss(unit: Unit, errors: Sequence[float], worth: Mapping[int, float]) -> float:
     pairs = zip(errors, unit.weights, strict=True)
-    return sum(error * worth[kind(weight)] for error, weight in pairs) if any(errors) else 0.0
+    return sum(error * worth[id(weight)] for error, weight in pairs) if any(errors) else 0.0
 
 
 def own_scheme(weight: Weight, scheme: Scheme) -> Scheme:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,6 +59,7 @@ class Losses:
         self._histograms = context.statistics(values, Histogram())
         self._rounder = rounder
         self._ratios: dict[tuple[str, Scheme], float] = {}
+        self._learned: dict[int, float] = {}
         self._read: dict[int, Array] = {}
         self._measured: dict[tuple[int, Scheme], Loss] = {}
 
@@ -77,13 +78,23 @@ class Losses:
             self._measured[place] = self._measure(weight, scheme)
         return self._measured[place]
 
+    def learn(self, weight: Weight, scheme: Scheme, figures: Mapping[str, Any]) -> None:
+        """Take note of what second-order rounding really left of the error of a weight: the figures of its codes.
+
+        What it leaves differs by weight; from scheme to scheme it differs as it does for another weight of the kind.
+        """
+        plain, of_kind = figures["output_error_rtn"], self._ratio(weight, scheme)
+        if plain and of_kind:
+            self._learned[id(weight)] = figures["output_error"] / plain / of_kind
+        self._measured = {place: loss for place, loss in self._measured.items() if place[0] != id(weight)}
+
     def _measure(self, weight: Weight, scheme: Scheme) -> Loss:
         value = weight.products[0].inputs[0]
         assert value is not None
         key, rows = value.name or "", self._rows(weight)
         hessian = self._hessians[key]
         power = max(gptq.output_error(rows, hessian), 1e-30)
-        lost = gptq.output_error(_rounded(rows, scheme) - rows, hessian) / power
+        lost = gptq.output_error(restored(rows, scheme) - rows, hessian) / power
         ratio = self._ratio(weight, scheme) if lost else 1.0
         extra = 0.0
         grouped = scheme.format == "int" and scheme.group_size != PER_CHANNEL
@@ -109,13 +120,13 @@ class Losses:
         return self._read[id(weight)]
 
     def _ratio(self, weight: Weight, scheme: Scheme) -> float:
-        """What second-order rounding leaves of the error, by one weight of each kind."""
+        """What second-order rounding leaves of the error, by one weight of each kind and what was learned."""
         if self._rounder is None or scheme.format != "int" or scheme.is_fine:
             return 1.0
         place = (kind(weight), replace(scheme, activations=None))
         if place not in self._ratios:
             self._ratios[place] = self._rounder.left(weight, place[1], _some(weight.channels[0]))
-        return self._ratios[place]
+        return min(self._ratios[place] * self._learned.get(id(weight), 1.0), 1.0)
 
 
 def prepare(weights: Sequence[Weight], context: Context) -> None:
@@ -129,7 +140,8 @@ def _some(count: int) -> Array:
     return np.linspace(0, count - 1, min(count, _ROWS)).astype(int)
 
 
-def _rounded(rows: Array, scheme: Scheme) -> Array:
+def restored(rows: Array, scheme: Scheme) -> Array:
+    """What a matrix ``[n, k]`` becomes by rounding to nearest."""
     if scheme.format == "nf4":
         codes, scales = formats.nf4(rows, scheme.group(rows.shape[1]))
         whole: Array = (formats.NF4[codes] * scales).reshape(len(rows), -1)[:, : rows.shape[1]]
@@ -140,6 +152,6 @@ def _rounded(rows: Array, scheme: Scheme) -> Array:
         return exact
     if scheme.offsets:
         held = offsets.find(rows, scheme)
-        left = _rounded(offsets.without(rows, held), replace(scheme, offsets=False))
+        left = restored(offsets.without(rows, held), replace(scheme, offsets=False))
         return left + offsets.spread(held, rows.shape[1])
     return rtn.dequantize(rtn.quantize(rows, scheme), scheme, rows.shape[1])

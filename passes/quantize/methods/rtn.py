@@ -56,6 +56,11 @@ def pack(codes: Array) -> Array:
     return packed
 
 
+def unpack(codes: Array, k: int) -> Array:
+    """The reverse of :func:`pack`: uint8 ``[n, k]``."""
+    return np.stack([codes & 15, codes >> 4], axis=2).reshape(len(codes), -1)[:, :k]
+
+
 def quantize(
     weights: Array, scheme: Scheme, *, transposed: bool = False, packed: bool = False, precision: Any = np.float32
 ) -> Codes:
