@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -127,17 +128,28 @@ class Learning:
         inputs = list(self._calibration)
         inputs = [inputs[at] for at in np.linspace(0, len(inputs) - 1, min(len(inputs), _SAMPLED)).astype(int)]
         sums = [0.0] * len(changes)
+        by_value: dict[str, list[int]] = {}
+        for at, change in enumerate(changes):
+            by_value.setdefault(change.value.name or "", []).append(at)
+        scale = 1.0
+
+        def add(name: str, leaf: Tensor) -> None:
+            """Take the derivative by a constant, which is not kept: all together are as large as the model."""
+            assert leaf.grad is not None
+            for at in by_value[name]:
+                parts = leaf.grad.float() * torch.from_numpy(changes[at].difference())
+                channels = parts.sum([axis for axis in range(parts.dim()) if axis != changes[at].axis])
+                sums[at] += scale * float(channels.square().sum())
+            leaf.grad = None
+
+        for name, leaf in leaves.items():
+            leaf.register_post_accumulate_grad_hook(functools.partial(add, name))
         for number, feeds in enumerate(inputs):
             self._progress(number, len(inputs), "what errors of each layer cost")
             with torch.enable_grad(), precision("auto"):
                 made = model.run(feeds, outputs, constants=leaves)[outputs[0]].float()
-                loss, scale = self._sampled(made, generator)
-                grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-            found = dict(zip(values, grads, strict=True))
-            for at, change in enumerate(changes):
-                parts = found[change.value].float() * torch.from_numpy(change.difference())
-                channels = parts.sum([axis for axis in range(parts.dim()) if axis != change.axis])
-                sums[at] += scale * float(channels.square().sum())
+                drawn, scale = self._sampled(made, generator)
+            drawn.backward()  # type: ignore[no-untyped-call]
         return [each / len(inputs) for each in sums]
 
     def _sampled(self, made: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
