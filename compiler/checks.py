@@ -60,7 +60,7 @@ def _learning(
         "distill": None if original is None else lambda *given: learning().distill(*given),
         "learn_codes": None if original is None else lambda *given: learning().learn_codes(*given),
         "influence": lambda places: learning().influence(places),
-        "second_order": lambda changes: learning().second_order(changes),
+        "second_order": lambda *given: learning().second_order(*given),
     }
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ..backends.reference import Reference
 from ..ir.graph import Graph
-from ..passes.base import Change, Training
+from ..passes.base import Change, Noise, Training
 from .inputs import Array, Calibration
 from .progress import Progress
 
@@ -111,46 +111,44 @@ class Learning:
                 row.append((gradient * weight).sum(others).detach().numpy())
         return [np.stack(row) for row in rows]
 
-    def second_order(self, changes: Sequence[Change]) -> list[float]:
-        """What the model loses by each change alone, to second order.
+    def second_order(self, changes: Sequence[Change], noises: Sequence[Noise]) -> tuple[list[float], list[float]]:
+        """What the model loses by each change and each noise alone, to second order.
 
         For a language model the divergence of next-token distributions, ``dᵀ F d / 2``: the Fisher information F is the
         mean of ``g gᵀ``, g the gradient of the log-likelihood of tokens drawn from the model itself (Martens 2020,
         section 5). For others the relative squared error of the first output, ``|J d|² / |y|²``, whose mean square of
-        ``vᵀ J d`` over random directions v it is (Hutchinson). Channels count one by one: where their changes are
-        independent the mean is the same, and takes few samples.
+        ``vᵀ J d`` over random directions v it is (Hutchinson). Channels of a change, and numbers of a noise, count one
+        by one: where their errors are independent the mean is the same, and takes few samples.
         """
-        model = Reference(self._graph)
         outputs = trained_outputs(self._graph, self._decodes)[:1]
-        values = list(dict.fromkeys(change.value for change in changes))
-        leaves = {value.name or "": model.constant(value).detach().requires_grad_() for value in values}
-        generator = torch.Generator().manual_seed(0)
         inputs = list(self._calibration)
         inputs = [inputs[at] for at in np.linspace(0, len(inputs) - 1, min(len(inputs), _SAMPLED)).astype(int)]
-        sums = [0.0] * len(changes)
-        by_value: dict[str, list[int]] = {}
+        generator = torch.Generator().manual_seed(0)
+        model = _Tapped(self._graph, noises)
+        by_value: dict[onnx_ir.Value, list[int]] = {}
         for at, change in enumerate(changes):
-            by_value.setdefault(change.value.name or "", []).append(at)
-        scale = 1.0
+            by_value.setdefault(change.value, []).append(at)
+        leaves = {value.name or "": model.constant(value).detach().requires_grad_() for value in by_value}
+        sums = [0.0] * len(changes)
 
-        def add(name: str, leaf: Tensor) -> None:
+        def add(places: Sequence[int], leaf: Tensor) -> None:
             """Take the derivative by a constant, which is not kept: all together are as large as the model."""
             assert leaf.grad is not None
-            for at in by_value[name]:
+            for at in places:
                 parts = leaf.grad.float() * torch.from_numpy(changes[at].difference())
                 channels = parts.sum([axis for axis in range(parts.dim()) if axis != changes[at].axis])
-                sums[at] += scale * float(channels.square().sum())
+                sums[at] += model.scale * float(channels.square().sum())
             leaf.grad = None
 
-        for name, leaf in leaves.items():
-            leaf.register_post_accumulate_grad_hook(functools.partial(add, name))
+        for leaf, places in zip(leaves.values(), by_value.values(), strict=True):
+            leaf.register_post_accumulate_grad_hook(functools.partial(add, places))  # type: ignore[no-untyped-call]
         for number, feeds in enumerate(inputs):
             self._progress(number, len(inputs), "what errors of each layer cost")
             with torch.enable_grad(), precision("auto"):
                 made = model.run(feeds, outputs, constants=leaves)[outputs[0]].float()
-                drawn, scale = self._sampled(made, generator)
+                drawn, model.scale = self._sampled(made, generator)
             drawn.backward()  # type: ignore[no-untyped-call]
-        return [each / len(inputs) for each in sums]
+        return [each / len(inputs) for each in sums], [each / len(inputs) for each in model.sums]
 
     def _sampled(self, made: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
         """A random number whose squared derivative is what is lost, and what the square is to be multiplied by."""
@@ -179,6 +177,55 @@ class Learning:
         while True:
             for at in generator.permutation(len(items)):
                 yield items[at]
+
+
+class _Tapped(Reference):
+    """Adds up what noises cost, out of the derivatives by what their products read.
+
+    Attributes:
+        scale: what squared derivatives of the run at hand are to be multiplied by.
+        sums: of each noise.
+    """
+
+    def __init__(self, graph: Graph, noises: Sequence[Noise]) -> None:
+        super().__init__(graph)
+        self.scale, self.sums, self._noises = 1.0, [0.0] * len(noises), noises
+        self._at: dict[onnx_ir.Node, list[int]] = {}
+        for at, noise in enumerate(noises):
+            for node in noise.nodes:
+                self._at.setdefault(node, []).append(at)
+
+    def _node(self, node: onnx_ir.Node, look_up: Any, known: dict[onnx_ir.Value, Tensor]) -> None:
+        places, value = self._at.get(node), node.inputs[0] if node.inputs else None
+        if places is None or value is None:
+            super()._node(node, look_up, known)
+            return
+        read: Tensor = look_up(value)
+        # A value of its own: the derivative is to be by what this product reads, not by what others read, too.
+        own = read.view_as(read) if read.requires_grad else read.detach().requires_grad_()
+        variances = [(at, _variance(read.detach().float(), self._noises[at])) for at in places]
+
+        def add(gradient: Tensor) -> None:
+            square = gradient.float().square()
+            for at, variance in variances:
+                self.sums[at] += self.scale * float((square * variance).sum())
+
+        own.register_hook(add)  # type: ignore[no-untyped-call]
+        super()._node(node, lambda other: own if other is value else look_up(other), known)
+
+
+def _variance(read: Tensor, noise: Noise) -> Tensor:
+    """Of the error of each number: a twelfth of its squared step."""
+    if noise.step is not None:
+        return torch.tensor(noise.step**2 / 12)
+    if not noise.block:
+        step = (read.amax(-1, keepdim=True).clamp_min(0) - read.amin(-1, keepdim=True).clamp_max(0)) / 255
+    else:
+        width = read.shape[-1]
+        padded = functional.pad(read.abs(), (0, -width % noise.block))
+        step = padded.reshape(*padded.shape[:-1], -1, noise.block).amax(-1) / 127
+        step = step.repeat_interleave(noise.block, -1)[..., :width]
+    return step.square() / 12
 
 
 class _Trained:

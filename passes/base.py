@@ -165,8 +165,25 @@ class Change:
     difference: Callable[[], np.ndarray[Any, Any]]
 
 
-SecondOrder = Callable[[Sequence[Change]], list[float]]
-"""What the model at hand loses by each of some changes alone, to second order, in the units of :data:`Trial`."""
+@dataclass(frozen=True)
+class Noise:
+    """What products read, rounded to 8 bits: an error that is independent from number to number.
+
+    Attributes:
+        nodes: the products.
+        block: channels in a row that share a step, which their largest magnitude decides; 0 where all of a token share
+            one, by their least and their largest number.
+        step: of all numbers, if it is a constant.
+    """
+
+    nodes: Sequence[onnx_ir.Node]
+    block: int = 0
+    step: float | None = None
+
+
+SecondOrder = Callable[[Sequence[Change], Sequence[Noise]], tuple[list[float], list[float]]]
+"""What the model at hand loses by each of some changes, and of some noises, alone, to second order, in the units of
+:data:`Trial`."""
 
 
 class Sequential(Protocol):

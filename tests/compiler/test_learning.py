@@ -17,7 +17,7 @@ from burnish.frontends.torch_module import import_module
 from burnish.ir.errors import CalibrationError, OptionError
 from burnish.ir.graph import constant
 from burnish.passes import Canonicalize, Distill, PruneStructures, Recover
-from burnish.passes.base import Change, Context
+from burnish.passes.base import Change, Context, Noise
 from torch import nn
 
 Array = np.ndarray[Any, Any]
@@ -181,9 +181,34 @@ def test_losses_to_second_order_are_those_of_small_changes(decodes: bool) -> Non
         real.append(float(np.mean([lost(value.name or "", one) for one in drawn])))
         changes += [Change(value, 0, lambda one=one: one) for one in drawn]  # type: ignore[misc]
     learning = Learning(graph, None, calibration, decodes, silent)
-    found = np.asarray(learning.second_order(changes)).reshape(len(values), -1).mean(1)
+    found = np.asarray(learning.second_order(changes, [])[0]).reshape(len(values), -1).mean(1)
     assert max(real) > 3 * min(real)
     assert found == pytest.approx(np.asarray(real), rel=0.35)
+
+
+@pytest.mark.parametrize(("block", "step"), [(0, None), (8, None), (0, 0.02)])
+def test_losses_by_rounded_inputs_are_those_of_such_noise(block: int, step: float | None) -> None:
+    """The same net without rounding, with noise of a twelfth of the squared step on what its middle layer reads."""
+    model, feeds = Net().eval(), _batches(8)
+    _, graph, _ = _graph()
+    node = [node for node in graph.graph if node.op_type in ("MatMul", "Gemm")][1]
+    calibration = Calibration([(x,) for x in feeds], import_module(model, (feeds[0],), {}, None).signature, None)
+    _, (found,) = Learning(graph, None, calibration, False, silent).second_order([], [Noise([node], block, step)])
+    layers, lost = model.layers, []
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for x in feeds * 8:
+            inside = layers[:2](x)  # type: ignore[index]
+            if step is not None:
+                wide = torch.tensor(step)
+            elif block:
+                wide = inside.reshape(32, -1, block).abs().amax(-1).repeat_interleave(block, -1) / 127
+            else:
+                wide = (inside.amax(-1, keepdim=True) - inside.amin(-1, keepdim=True)) / 255
+            noise = (torch.rand(inside.shape, generator=generator) - 0.5) * wide
+            want, got = layers[2:](inside), layers[2:](inside + noise)  # type: ignore[index]
+            lost.append(float((got - want).square().sum() / want.square().sum()))
+    assert found == pytest.approx(np.mean(lost), rel=0.15)
 
 
 @pytest.mark.parametrize("gradients", ["fisher", "taylor"])

@@ -63,14 +63,14 @@ class Unit:
         schemes: that they can have; None is float32, and the first.
         times: seconds of each.
         sizes: bytes of each.
-        errors: relative squared error of their outputs by each as it will be rounded, weight by weight.
+        losses: what the model is expected to lose by each; by float32 nothing.
     """
 
     weights: list[Weight]
     schemes: list[Scheme | None] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     sizes: list[float] = field(default_factory=list)
-    errors: list[list[float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
 
 
 class Options:
@@ -105,13 +105,16 @@ class Options:
         self.units = _units(weights)
         self._errors = Losses([weight for unit in self.units for weight in unit.weights], context, rounder)
         known = [weight for unit in self.units if self._knows(unit) for weight in unit.weights]
-        worth = measure(
-            known, lambda weight: own_scheme(weight, wishes.probe), prober, self._errors, self._try, context, outcome
-        )
+        schemes, errors = wishes.schemes, self._errors
+
+        def probe(weight: Weight) -> Scheme:
+            return own_scheme(weight, wishes.probe)
+
+        self._worth = measure(known, probe, prober, schemes, errors, self._try, context, outcome)
         for done, unit in enumerate(self.units):
             context.progress(done, len(self.units), "measuring schemes")
             self._fill(unit)
-        self.losses = [[_loss(unit, errors, worth) for errors in unit.errors] for unit in self.units]
+        self.losses = [unit.losses for unit in self.units]
 
     def try_picks(self, picks: Sequence[int]) -> float:
         """What the model loses with an option of each unit, rounded as it will be."""
@@ -137,26 +140,27 @@ class Options:
         """Options of a unit."""
         sizes = [weight.channels for weight in unit.weights]
         tensors = [tensor_of(weight.value) for weight in unit.weights]
-        self._add(unit, None, sum(t.nbytes for t in tensors if t is not None), [0.0] * len(sizes))
+        self._add(unit, None, sum(t.nbytes for t in tensors if t is not None), 0.0)
         if not self._knows(unit):
             return
         for scheme in self._wishes.schemes:
             own = [own_scheme(weight, scheme) for weight in unit.weights]
             if any(obstacle(weight, one) is not None for weight, one in zip(unit.weights, own, strict=True)):
                 continue
-            errors = [self._errors.of(weight, one).fitted for weight, one in zip(unit.weights, own, strict=True)]
+            pairs = list(zip(unit.weights, own, strict=True))
+            loss = sum(self._worth.loss(weight, one, self._errors.of(weight, one)) for weight, one in pairs)
             widths = [int(t.dtype.itemsize) for t in tensors if t is not None]
             size = sum(stored_bytes(n, k, one, width) for (n, k), one, width in zip(sizes, own, widths, strict=True))
-            self._add(unit, scheme, size, errors)
+            self._add(unit, scheme, size, loss)
 
-    def _add(self, unit: Unit, scheme: Scheme | None, size: float, errors: list[float]) -> None:
+    def _add(self, unit: Unit, scheme: Scheme | None, size: float, loss: float) -> None:
         time = sum(self.time(weight, scheme) for weight in unit.weights)
         if scheme is not None and self._wishes.objective == "size" and time > _SLOWER * unit.times[0]:
             return
         unit.schemes.append(scheme)
         unit.times.append(time)
         unit.sizes.append(size)
-        unit.errors.append(errors)
+        unit.losses.append(loss)
 
     def _try(self, schemes: Mapping[int, Scheme | None], rounder: Calibrated | None = None) -> float:
         """What the model loses with some of its weights rounded, to nearest or by ``rounder``."""
@@ -177,16 +181,11 @@ class Options:
             inputs = [(weight.products, s.activations) for weight, s in chosen if s.activations is not None]
             for products, rounded in inputs:
                 if not rounded.dynamic:
-                    static.read_through(edit, products, lambda value: self._errors.span(value.name or ""), order)
+                    static.read_through(edit, products, lambda value: self._errors.span_of(value.name or ""), order)
             by_token = [node for products, rounded in inputs if rounded.dynamic for node in products]
             activations.quantize_inputs(edit, by_token, order)
 
         return self._trial(change)
-
-
-def _loss(unit: Unit, errors: Sequence[float], worth: Mapping[int, float]) -> float:
-    pairs = zip(errors, unit.weights, strict=True)
-    return sum(error * worth[id(weight)] for error, weight in pairs) if any(errors) else 0.0
 
 
 def own_scheme(weight: Weight, scheme: Scheme) -> Scheme:

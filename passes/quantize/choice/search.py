@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from ..scheme import Scheme
 from .knapsack import solve
 
-_COARSE = 8
-"""Schemes of fewer bits are tried for the whole model; the errors of others cost little."""
+_LITTLE = 0.25
+"""Schemes that are expected to lose less than this part of the budget are not tried for the whole model."""
 _ALIKE = 0.9
 """A scheme whose expected loss is more than this part of that of one tried before tells nothing new."""
 _ROUNDS = 5
@@ -27,8 +27,8 @@ Trial = Callable[[Sequence[int]], float]
 def search(schemes: Schemes, costs: Table, losses: Table, trial: Trial, budget: float) -> tuple[list[int], float]:
     """The option of each unit that is best of those tried, and what the model loses by them.
 
-    First schemes of few bits are tried for the whole model, since expected losses need not add up; then choices by the
-    corrected losses, each correcting them anew.
+    First schemes that lose much are tried for the whole model, since expected losses need not add up; then choices by
+    the corrected losses, each correcting them anew.
 
     Args:
         schemes: of the options of each unit; the first option is None, float32.
@@ -44,7 +44,7 @@ def search(schemes: Schemes, costs: Table, losses: Table, trial: Trial, budget: 
             tried[tuple(picks)] = trial(picks)
         return tried[tuple(picks)]
 
-    factors = _corrections(schemes, costs, losses, once)
+    factors = _corrections(schemes, costs, losses, once, budget)
     expected = [
         [loss * (1.0 if scheme is None else factors.get(scheme, 1.0)) for scheme, loss in zip(*unit, strict=True)]
         for unit in zip(schemes, losses, strict=True)
@@ -82,8 +82,8 @@ def _aim(points: Sequence[tuple[float, float]], budget: float) -> float:
     return math.exp(low + (high - low) * (wanted - start) / (end - start))
 
 
-def _corrections(schemes: Schemes, costs: Table, losses: Table, trial: Trial) -> dict[Scheme, float]:
-    """What the losses expected of each scheme are to be multiplied by, from trials of coarse ones for the whole model.
+def _corrections(schemes: Schemes, costs: Table, losses: Table, trial: Trial, budget: float) -> dict[Scheme, float]:
+    """What the losses expected of each scheme are to be multiplied by, from trials of some for the whole model.
 
     One that is not tried, because others cost no more and lose no more or lose almost the same, gets the factor of the
     one whose loss is nearest.
@@ -96,7 +96,7 @@ def _corrections(schemes: Schemes, costs: Table, losses: Table, trial: Trial) ->
         others = [other for other in wholes if other != scheme]
         beaten = any(cost[other] <= cost[scheme] and loss[other] <= loss[scheme] for other in others)
         alike = any(loss[scheme] > _ALIKE * loss[other] for other in tried)
-        if scheme.bits < _COARSE and not beaten and not alike:
+        if loss[scheme] > _LITTLE * budget and not beaten and not alike:
             tried[scheme] = trial(wholes[scheme]) / loss[scheme]
     factors: dict[Scheme, float] = {}
     for scheme in wholes if tried else ():

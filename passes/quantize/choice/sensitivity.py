@@ -33,10 +33,11 @@ def kind(weight: Weight) -> str:
 
 
 class Loss(NamedTuple):
-    """Relative squared error of outputs: by rounding as it will be done, and by rounding to nearest."""
+    """Relative squared error of outputs: by rounding weights as will be done, to nearest, and by rounding inputs."""
 
     fitted: float
     nearest: float
+    inputs: float
 
 
 class Losses:
@@ -67,7 +68,13 @@ class Losses:
         """Whether anything is known of the inputs of a weight."""
         return any(weight is other for other in self._known)
 
-    def span(self, name: str) -> histogram.Range:
+    def span(self, weight: Weight) -> histogram.Range:
+        """The range of a static quantization of what a weight is multiplied by."""
+        value = weight.products[0].inputs[0]
+        assert value is not None
+        return self.span_of(value.name or "")
+
+    def span_of(self, name: str) -> histogram.Range:
         """The range of a static quantization of an input."""
         return histogram.choose(self._histograms[name], "minmax")
 
@@ -103,9 +110,9 @@ class Losses:
                 # The kernel for weights in groups rounds its input, too, in parts of a token.
                 step = float(self._spans[key][0]) / 255**2 / 12 * (0.5 if grouped else 1)
             else:
-                step = histogram.expected_error(self._histograms[key], self.span(key))
+                step = histogram.expected_error(self._histograms[key], self.span_of(key))
             extra = step * float((rows.astype(np.float64) ** 2).sum()) / power
-        return Loss(lost * ratio + extra, lost + extra)
+        return Loss(lost * ratio, lost, extra)
 
     def _rows(self, weight: Weight) -> Array:
         """Some of the rows of a weight, kept for the next scheme: it may be computed whenever it is read."""
