@@ -72,6 +72,18 @@ def test_a_scheme_that_loses_less_than_expected_is_preferred() -> None:
     assert 1 not in picks and 1 in expected
 
 
+def test_a_layer_that_cannot_have_a_scheme_does_not_blur_what_it_loses() -> None:
+    model = Model([0.1] * 9, {FINE: 0.2})
+    model.schemes = [*model.schemes, [None, COARSE]]
+    model.costs = [*([COSTS] * 9), [32.0, 4.3]]
+    model.losses = [*model.losses, [0.0, 5.0]]
+    budget = 1.05 * 0.2 * 0.06 * 9
+    picks, lost = model.search(budget)
+    assert picks == [3] * 9 + [0] and lost <= budget
+    # At once: all of the finer groups were tried without the last layer.
+    assert model.tried[-1] == picks and len(model.tried) <= 3
+
+
 def test_errors_that_compound_are_found_out_in_a_few_trials() -> None:
     model = Model([0.2] * 30, {}, compound=2.0)
     picks, lost = model.search(4.0)

@@ -88,7 +88,7 @@ def _corrections(schemes: Schemes, costs: Table, losses: Table, trial: Trial, bu
     One that is not tried, because others cost no more and lose no more or lose almost the same, gets the factor of the
     one whose loss is nearest.
     """
-    wholes = _wholes(schemes, costs)
+    wholes = _wholes(schemes)
     cost = {scheme: _total(costs, picks) for scheme, picks in wholes.items()}
     loss = {scheme: max(_total(losses, picks), 1e-12) for scheme, picks in wholes.items()}
     tried: dict[Scheme, float] = {}
@@ -105,17 +105,10 @@ def _corrections(schemes: Schemes, costs: Table, losses: Table, trial: Trial, bu
     return factors
 
 
-def _wholes(schemes: Schemes, costs: Table) -> Mapping[Scheme, list[int]]:
-    """Each scheme for all units; those that cannot have it take what costs least."""
+def _wholes(schemes: Schemes) -> Mapping[Scheme, list[int]]:
+    """Each scheme for all units that can have it; the others stay float32, so that they do not blur what it loses."""
     known = dict.fromkeys(scheme for options in schemes for scheme in options if scheme is not None)
-    cheapest = [min(range(len(options)), key=options.__getitem__) for options in costs]
-    return {
-        scheme: [
-            options.index(scheme) if scheme in options else least
-            for options, least in zip(schemes, cheapest, strict=True)
-        ]
-        for scheme in known
-    }
+    return {scheme: [options.index(scheme) if scheme in options else 0 for options in schemes] for scheme in known}
 
 
 def _total(options: Table, picks: Sequence[int]) -> float:
