@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..backends.reference import Reference
+from ..ir.errors import UnsupportedError
 from ..ir.graph import Graph
 from ..passes.base import Change, Noise, Training
 from .inputs import Array, Calibration
@@ -119,8 +120,13 @@ class Learning:
         section 5). For others the relative squared error of the first output, ``|J d|² / |y|²``, whose mean square of
         ``vᵀ J d`` over random directions v it is (Hutchinson). Channels of a change, and numbers of a noise, count one
         by one: where their errors are independent the mean is the same, and takes few samples.
+
+        Raises:
+            UnsupportedError: an operator has no rule in the reference backend, or no output has derivatives.
         """
         outputs = trained_outputs(self._graph, self._decodes)[:1]
+        if not outputs:
+            raise UnsupportedError("the model has no output of floating point numbers", where="Quantize")
         inputs = list(self._calibration)
         inputs = [inputs[at] for at in np.linspace(0, len(inputs) - 1, min(len(inputs), _SAMPLED)).astype(int)]
         generator = torch.Generator().manual_seed(0)
@@ -147,7 +153,8 @@ class Learning:
             with torch.enable_grad(), precision("auto"):
                 made = model.run(feeds, outputs, constants=leaves)[outputs[0]].float()
                 drawn, model.scale = self._sampled(made, generator)
-            drawn.backward()  # type: ignore[no-untyped-call]
+            if drawn.requires_grad:  # else no constant has a part in the first output
+                drawn.backward()  # type: ignore[no-untyped-call]
         return [each / len(inputs) for each in sums], [each / len(inputs) for each in model.sums]
 
     def _sampled(self, made: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
@@ -203,12 +210,11 @@ class _Tapped(Reference):
         read: Tensor = look_up(value)
         # A value of its own: the derivative is to be by what this product reads, not by what others read, too.
         own = read.view_as(read) if read.requires_grad else read.detach().requires_grad_()
-        variances = [(at, _variance(read.detach().float(), self._noises[at])) for at in places]
 
         def add(gradient: Tensor) -> None:
-            square = gradient.float().square()
-            for at, variance in variances:
-                self.sums[at] += self.scale * float((square * variance).sum())
+            square, numbers = gradient.float().square(), read.detach().float()
+            for at in places:
+                self.sums[at] += self.scale * float((square * _variance(numbers, self._noises[at])).sum())
 
         own.register_hook(add)  # type: ignore[no-untyped-call]
         super()._node(node, lambda other: own if other is value else look_up(other), known)

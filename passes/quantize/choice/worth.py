@@ -90,11 +90,12 @@ def measure(
             if not probe(weight).is_fine:
                 errors.learn(weight, probe(weight), prober.codes(weight, probe(weight)).figures)
     found = Worth()
-    error = {id(weight): _probed(errors.of(weight, probe(weight)), prober) for weight in weights}
+    of = {id(weight): errors.of(weight, probe(weight)) for weight in weights}
+    error = {key: max(each.nearest if prober is None else each.fitted, _TINY) for key, each in of.items()}
     derived = _second_order(weights, probe, prober, schemes, errors, context, outcome)
     for loss, members in zip(lost, groups.values(), strict=True):
         if derived is None:
-            total = sum(error[id(weight)] for weight in members)
+            total = sum(error[id(weight)] + of[id(weight)].inputs for weight in members)
             found.weights.update({id(weight): loss / total for weight in members})
             continue
         both = [derived.loss(weight, probe(weight), Loss(1.0, 1.0, 0.0)) for weight in members]
@@ -103,10 +104,6 @@ def measure(
         found.weights.update({key: factor * derived.weights[key] / error[key] for key in mine})
         found.inputs.update({key: factor * value for key, value in derived.inputs.items() if key[0] in mine})
     return found
-
-
-def _probed(error: Loss, prober: Calibrated | None) -> float:
-    return max(error.nearest if prober is None else error.fitted, _TINY)
 
 
 def _second_order(
