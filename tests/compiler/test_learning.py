@@ -14,7 +14,7 @@ from burnish.compiler.inputs import Calibration
 from burnish.compiler.learning import Learning
 from burnish.compiler.progress import silent
 from burnish.frontends.torch_module import import_module
-from burnish.ir.errors import CalibrationError, OptionError
+from burnish.ir.errors import CalibrationError, OptionError, UnsupportedError
 from burnish.ir.graph import constant
 from burnish.passes import Canonicalize, Distill, PruneStructures, Recover
 from burnish.passes.base import Change, Context, Noise
@@ -209,6 +209,21 @@ def test_losses_by_rounded_inputs_are_those_of_such_noise(block: int, step: floa
             want, got = layers[2:](inside), layers[2:](inside + noise)  # type: ignore[index]
             lost.append(float((got - want).square().sum() / want.square().sum()))
     assert found == pytest.approx(np.mean(lost), rel=0.15)
+
+
+class Places(Net):
+    """Says where the largest number is, which has no derivative."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, 16] to [batch]."""
+        return super().forward(x).argmax(-1)
+
+
+def test_no_second_order_without_numbers() -> None:
+    imported = import_module(Places().eval(), (_batches()[0],), {}, None)
+    calibration = Calibration([(_batches()[0],)], imported.signature, None)
+    with pytest.raises(UnsupportedError, match="no output of floating point numbers"):
+        Learning(imported.graph, None, calibration, False, silent).second_order([], [])
 
 
 @pytest.mark.parametrize("gradients", ["fisher", "taylor"])
