@@ -84,6 +84,20 @@ def test_a_layer_that_cannot_have_a_scheme_does_not_blur_what_it_loses() -> None
     assert model.tried[-1] == picks and len(model.tried) <= 3
 
 
+def test_a_scheme_that_loses_far_too_much_says_nothing_of_the_layers_that_may_have_it() -> None:
+    """Estimates to second order end where a model is ruined: together two layers lose 1, not 200."""
+    model = Model([0.1] * 10, {})
+    model.schemes = [[None, EIGHT, COARSE]] * 10
+    model.costs = [[32.0, 8.0, 12.0]] * 10
+    model.losses = [[0.0, loss, 0.02] for loss in [100.0] * 2 + [0.03] * 8]
+    exact = model.trial
+    model.trial = lambda picks: min(exact(picks), 1.0)  # type: ignore[method-assign]
+    budget = 0.27
+    picks, lost = model.search(budget)
+    assert picks[:2] == [2, 2] and sum(pick == 1 for pick in picks) == 6
+    assert lost <= budget and len(model.tried) <= 3
+
+
 def test_errors_that_compound_are_found_out_in_a_few_trials() -> None:
     model = Model([0.2] * 30, {}, compound=2.0)
     picks, lost = model.search(4.0)

@@ -4,9 +4,9 @@ What a scheme costs a product is measured: the time of its kernel on this machin
 on the calibration inputs. How much the model loses for such an error differs by layer, and is measured, too: each kind
 of layer is rounded alone, the outputs of the model compared, and derivatives divide the loss among the layers. Losses
 of independent small errors add up, so the choice is a knapsack with one item of each group, which dynamic programming
-solves (Kellerer et al. 2004, section 11.5). Schemes that lose much are tried for the whole model, too, because what
-kinds lose one by one need not add up. A trial of the whole choice then corrects the estimate, and the problem is solved
-anew. What is tried is rounded as it will be.
+solves (Kellerer et al. 2004, section 11.5). Schemes that lose about the budget are tried for the whole model, too,
+because what kinds lose one by one need not add up. A trial of the whole choice then corrects the estimate, and the
+problem is solved anew. What is tried is rounded as it will be.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from ..scheme import Scheme
 from .knapsack import solve
 
-_LITTLE = 0.25
-"""Schemes that are expected to lose less than this part of the budget are not tried for the whole model."""
+_LITTLE, _MUCH = 0.25, 10.0
+"""Schemes that are expected to lose less or more than these times the budget are not tried for the whole model: the former
+matter little, and what the latter lose together says nothing of the few layers that may have them."""
 _ALIKE = 0.9
 """A scheme whose expected loss is more than this part of that of one tried before tells nothing new."""
 _ROUNDS = 5
@@ -27,8 +28,8 @@ Trial = Callable[[Sequence[int]], float]
 def search(schemes: Schemes, costs: Table, losses: Table, trial: Trial, budget: float) -> tuple[list[int], float]:
     """The option of each unit that is best of those tried, and what the model loses by them.
 
-    First schemes that lose much are tried for the whole model, since expected losses need not add up; then choices by
-    the corrected losses, each correcting them anew.
+    First schemes that lose about the budget are tried for the whole model, since expected losses need not add up; then
+    choices by the corrected losses, each correcting them anew.
 
     Args:
         schemes: of the options of each unit; the first option is None, float32.
@@ -96,7 +97,7 @@ def _corrections(schemes: Schemes, costs: Table, losses: Table, trial: Trial, bu
         others = [other for other in wholes if other != scheme]
         beaten = any(cost[other] <= cost[scheme] and loss[other] <= loss[scheme] for other in others)
         alike = any(loss[scheme] > _ALIKE * loss[other] for other in tried)
-        if loss[scheme] > _LITTLE * budget and not beaten and not alike:
+        if _LITTLE * budget < loss[scheme] < _MUCH * budget and not beaten and not alike:
             tried[scheme] = trial(wholes[scheme]) / loss[scheme]
     factors: dict[Scheme, float] = {}
     for scheme in wholes if tried else ():
