@@ -9,8 +9,8 @@ from ..scheme import Scheme
 from .knapsack import solve
 
 _LITTLE, _MUCH = 0.25, 10.0
-"""Schemes that are expected to lose less or more than these times the budget are not tried for the whole model: the former
-matter little, and what the latter lose together says nothing of the few layers that may have them."""
+"""Schemes that are expected to lose less or more than these times the budget are not tried for the whole model: the
+former matter little, and what the latter lose together says nothing of the few layers that may have them."""
 _ALIKE = 0.9
 """A scheme whose expected loss is more than this part of that of one tried before tells nothing new."""
 _ROUNDS = 5
