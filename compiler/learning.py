@@ -146,6 +146,7 @@ class Learning:
                 sums[at] += model.scale * float(channels.square().sum())
             leaf.grad = None
 
+        # PyTorch has no types for its hooks.
         for leaf, places in zip(leaves.values(), by_value.values(), strict=True):
             leaf.register_post_accumulate_grad_hook(functools.partial(add, places))  # type: ignore[no-untyped-call]
         for number, feeds in enumerate(inputs):
@@ -154,7 +155,7 @@ class Learning:
                 made = model.run(feeds, outputs, constants=leaves)[outputs[0]].float()
                 drawn, model.scale = self._sampled(made, generator)
             if drawn.requires_grad:  # else no constant has a part in the first output
-                drawn.backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(drawn)
         return [each / len(inputs) for each in sums], [each / len(inputs) for each in model.sums]
 
     def _sampled(self, made: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
@@ -216,7 +217,7 @@ class _Tapped(Reference):
             for at in places:
                 self.sums[at] += self.scale * float((square * _variance(numbers, self._noises[at])).sum())
 
-        own.register_hook(add)  # type: ignore[no-untyped-call]
+        own.register_hook(add)  # type: ignore[no-untyped-call]  # PyTorch has no types for its hooks
         super()._node(node, lambda other: own if other is value else look_up(other), known)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import burnish
@@ -179,7 +180,7 @@ def test_losses_to_second_order_are_those_of_small_changes(decodes: bool) -> Non
         assert array is not None
         drawn = [1e-3 * generator.standard_normal(array.shape).astype(np.float32) for _ in range(12)]
         real.append(float(np.mean([lost(value.name or "", one) for one in drawn])))
-        changes += [Change(value, 0, lambda one=one: one) for one in drawn]  # type: ignore[misc]
+        changes += [Change(value, 0, partial(np.asarray, one)) for one in drawn]
     learning = Learning(graph, None, calibration, decodes, silent)
     found = np.asarray(learning.second_order(changes, [])[0]).reshape(len(values), -1).mean(1)
     assert max(real) > 3 * min(real)
@@ -194,11 +195,11 @@ def test_losses_by_rounded_inputs_are_those_of_such_noise(block: int, step: floa
     node = [node for node in graph.graph if node.op_type in ("MatMul", "Gemm")][1]
     calibration = Calibration([(x,) for x in feeds], import_module(model, (feeds[0],), {}, None).signature, None)
     _, (found,) = Learning(graph, None, calibration, False, silent).second_order([], [Noise([node], block, step)])
-    layers, lost = model.layers, []
+    before, after, lost = model.layers[:2], model.layers[2:], []
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for x in feeds * 8:
-            inside = layers[:2](x)  # type: ignore[index]
+            inside = before(x)
             if step is not None:
                 wide = torch.tensor(step)
             elif block:
@@ -206,7 +207,7 @@ def test_losses_by_rounded_inputs_are_those_of_such_noise(block: int, step: floa
             else:
                 wide = (inside.amax(-1, keepdim=True) - inside.amin(-1, keepdim=True)) / 255
             noise = (torch.rand(inside.shape, generator=generator) - 0.5) * wide
-            want, got = layers[2:](inside), layers[2:](inside + noise)  # type: ignore[index]
+            want, got = after(inside), after(inside + noise)
             lost.append(float((got - want).square().sum() / want.square().sum()))
     assert found == pytest.approx(np.mean(lost), rel=0.15)
 
