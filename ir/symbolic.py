@@ -28,6 +28,40 @@ def symbol(name: str) -> sympy.Symbol:
     return sympy.Symbol(name, integer=True, nonnegative=True)
 
 
+def remainder(left: sympy.Expr, right: sympy.Expr) -> sympy.Expr:
+    """``left mod right`` with the sign of ``right``.
+
+    SymPy 1.14 squares a remainder that has a factor: ``Mod(2*Mod(a, 6), 3)`` becomes ``Mod(2*Mod(a, 6)**2, 3)``. Such
+    a one is spelled by its floor, which nothing that rebuilds the expression can evaluate wrongly.
+    """
+    if any(term.is_Mul and term.has(sympy.Mod) for term in sympy.Add.make_args(sympy.expand(left))):
+        return left - right * sympy.floor(left / right)
+    return sympy.Mod(left, right)
+
+
+def largest(*exprs: sympy.Expr) -> sympy.Expr:
+    """The largest of some, a whole factor of all before it: ``2*Max(a, 3*b)`` for ``Max(2*a, 6*b)``.
+
+    SymPy 1.14 takes an even number's sixth for whole (it looks at the powers of two alone), and so loses the floor of
+    ``Max(2*a, 6*b)/6``. What is written this way is not known to be even.
+    """
+    return _factored(sympy.Max, exprs)
+
+
+def smallest(*exprs: sympy.Expr) -> sympy.Expr:
+    """The smallest of some, a whole factor of all before it (see ``largest``)."""
+    return _factored(sympy.Min, exprs)
+
+
+def _factored(function: Callable[..., sympy.Expr], exprs: tuple[sympy.Expr, ...]) -> sympy.Expr:
+    parts = [expr.as_content_primitive() for expr in exprs if expr != 0]
+    if len(parts) == 0 or not all(content.is_Integer for content, _ in parts):
+        return function(*exprs)
+    factor = sympy.gcd_list([content for content, _ in parts])
+    others = [sympy.Integer(0)] if len(parts) < len(exprs) else []
+    return factor * function(*(content / factor * primitive for content, primitive in parts), *others)
+
+
 @lru_cache(maxsize=65536)
 def _parse(text: str) -> sympy.Expr:
     if text.isidentifier():
@@ -45,14 +79,14 @@ def readable(text: str) -> bool:
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
 _FUNCTIONS: dict[str, Callable[..., sympy.Expr]] = {
-    "Max": sympy.Max,
-    "Min": sympy.Min,
-    "Mod": sympy.Mod,
+    "Max": largest,
+    "Min": smallest,
+    "Mod": remainder,
     "ceiling": sympy.ceiling,
     "floor": sympy.floor,
-    "max": sympy.Max,
-    "min": sympy.Min,
-    "mod": sympy.Mod,
+    "max": largest,
+    "min": smallest,
+    "mod": remainder,
     "sqrt": sympy.sqrt,
 }
 _OPERATORS: dict[type[ast.operator], Callable[[sympy.Expr, sympy.Expr], sympy.Expr]] = {
@@ -61,7 +95,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[sympy.Expr, sympy.Expr], sympy.Ex
     ast.Mult: lambda a, b: a * b,
     ast.Div: lambda a, b: a / b,
     ast.FloorDiv: lambda a, b: sympy.floor(a / b),
-    ast.Mod: sympy.Mod,
+    ast.Mod: remainder,
     ast.Pow: lambda a, b: a**b,
 }
 
@@ -152,13 +186,17 @@ def capped(a: Dim, b: Dim) -> bool:
     """
     if isinstance(a, int) or isinstance(b, int) or a.value is None or b.value is None:
         return False
-    return a.value.startswith("Min(") and _capped(a.value, b.value)
+    return "Min(" in a.value and _capped(a.value, b.value)
 
 
 @lru_cache(maxsize=65536)
 def _capped(a: str, b: str) -> bool:
-    low, whole = _parse(a), _parse(b)
-    return isinstance(low, sympy.Min) and whole in low.args and all(x == whole or x.is_positive for x in low.args)
+    whole = _parse(b)
+    factor, low = _parse(a).as_coeff_Mul()
+    if not isinstance(low, sympy.Min):
+        return False
+    limits = [sympy.expand(factor * x) for x in low.args]
+    return sympy.expand(whole) in limits and all(x == whole or x.is_positive for x in limits)
 
 
 def merge(a: Dim | None, b: Dim | None) -> Dim:
@@ -298,11 +336,11 @@ def _combine(operator: str, a: Dim, b: Dim) -> Dim:
     elif operator == "/":
         result = _quotient(left, right)
     elif operator == "%":
-        result = sympy.Mod(left, right)
+        result = remainder(left, right)
     elif operator == "min":
-        result = sympy.Min(left, right)
+        result = smallest(left, right)
     else:
-        result = sympy.Max(left, right)
+        result = largest(left, right)
     return to_dim(result)
 
 

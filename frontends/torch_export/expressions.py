@@ -10,7 +10,8 @@ import sympy
 import torch
 from torch.utils._sympy import functions as torch_functions
 
-Dim: TypeAlias = int | onnx_ir.SymbolicDim
+from ...ir.symbolic import Dim, largest, remainder, smallest
+
 Size: TypeAlias = int | torch.SymInt
 
 
@@ -67,7 +68,7 @@ class Dimensions:
         return int(plain) if plain.is_Integer else onnx_ir.SymbolicDim(str(plain))
 
 
-_SAME = {torch_functions.Max: sympy.Max, torch_functions.Min: sympy.Min}
+_SAME = {torch_functions.Max: largest, torch_functions.Min: smallest}
 _QUOTIENTS = (torch_functions.FloorDiv, torch_functions.CleanDiv)
 _REMAINDERS = (torch_functions.Mod, torch_functions.PythonMod)
 
@@ -85,7 +86,7 @@ def _plain(expr: sympy.Expr) -> sympy.Expr | None:
     if isinstance(expr, _QUOTIENTS):
         return sympy.floor(args[0] / args[1])
     if isinstance(expr, _REMAINDERS):
-        return sympy.Mod(args[0], args[1])
+        return remainder(args[0], args[1])
     for theirs, function in _SAME.items():
         if isinstance(expr, theirs):
             return function(*args)

@@ -1,5 +1,7 @@
 """Arithmetic on dimensions."""
 
+import itertools
+
 import onnx_ir
 import pytest
 from burnish.ir import symbolic
@@ -36,6 +38,9 @@ def text(found: Dim) -> str:
         (symbolic.exact_div(dim("a*b + a"), dim("a")), "b + 1"),
         (symbolic.exact_div(7, 2), "None"),
         (symbolic.modulo(dim("a"), 2), "Mod(a, 2)"),
+        (symbolic.modulo(symbolic.modulo(dim("a"), 12), 4), "Mod(a, 4)"),
+        (symbolic.minimum(dim("2*a"), dim("6*b")), "2*Min(a, 3*b)"),
+        (symbolic.maximum(dim("2*a"), 0), "2*a"),
         # A size may be zero.
         (symbolic.maximum(dim("a"), 0), "a"),
         (symbolic.maximum(dim("a"), 1), "Max(1, a)"),
@@ -68,6 +73,29 @@ def test_evaluation() -> None:
     assert symbolic.symbols_of(dim("floor(a/2) + b")) == {"a", "b"}
 
 
+def test_a_multiple_of_a_remainder_has_a_remainder() -> None:
+    """SymPy squares the inner remainder of the first."""
+    for text_, value in (
+        ("Mod(2*Mod(a, 6), 3)", lambda a, b: 2 * (a % 6) % 3),
+        ("Mod(b*(a % 6) + 1, 4)", lambda a, b: (b * (a % 6) + 1) % 4),
+    ):
+        for a, b in itertools.product(range(13), range(5)):
+            assert symbolic.evaluate(dim(text_), {"a": a, "b": b}) == value(a, b)
+
+
+def test_a_part_of_the_largest_even_number_is_floored() -> None:
+    """SymPy takes it for whole, for both numbers are even."""
+    sixth = symbolic.floor_div(symbolic.maximum(dim("2*a"), dim("6*b")), 6)
+    for a, b in itertools.product(range(13), range(5)):
+        assert symbolic.evaluate(sixth, {"a": a, "b": b}) == max(2 * a, 6 * b) // 6
+
+
+def test_a_limit_is_found_behind_a_factor() -> None:
+    assert symbolic.capped(symbolic.minimum(dim("2*a"), 8), dim("2*a"))
+    assert not symbolic.capped(symbolic.minimum(dim("2*a"), 8), dim("a"))
+    assert not symbolic.capped(symbolic.minimum(dim("2*a"), dim("4*b")), dim("2*a"))
+
+
 def test_names_that_are_no_expressions_are_opaque() -> None:
     odd = dim("batch size?")
     assert symbolic.same(odd, odd)
@@ -77,7 +105,9 @@ def test_names_that_are_no_expressions_are_opaque() -> None:
 
 EXPRESSION = st.recursive(
     st.one_of(st.integers(0, 6), st.sampled_from(["a", "b"])),
-    lambda inner: st.tuples(st.sampled_from(["add", "sub", "mul", "floor_div", "maximum", "minimum"]), inner, inner),
+    lambda inner: st.tuples(
+        st.sampled_from(["add", "sub", "mul", "floor_div", "modulo", "maximum", "minimum"]), inner, inner
+    ),
     max_leaves=6,
 )
 
@@ -96,6 +126,7 @@ def build(tree: object, sizes: dict[str, int]) -> tuple[Dim, int | None]:
         "sub": lambda: x - y,
         "mul": lambda: x * y,
         "floor_div": lambda: x // y if y else None,
+        "modulo": lambda: x % y if y else None,
         "maximum": lambda: max(x, y),
         "minimum": lambda: min(x, y),
     }
