@@ -17,8 +17,9 @@ from torch.utils._sympy import functions as torch_functions
 from ...ir.errors import UnsupportedError
 from ...ir.graph import MODULE, SOURCE, WORKING_OPSET
 from ...ir.infer import infer
+from ...ir.symbolic import Dim
 from .dtypes import from_torch, numpy_type
-from .expressions import Dim, Dimensions, Size
+from .expressions import Dimensions, Size
 
 Scalar: TypeAlias = bool | int | float | complex
 Number: TypeAlias = Scalar | torch.SymInt | torch.SymFloat | torch.SymBool

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from onnx_ir import DataType, Value
 
+from ....ir.symbolic import Dim
 from ..builder import Builder, dims, fixed, rank
-from ..expressions import Dim
 from ..registry import rule
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from onnx_ir import DataType, Value
 
+from ....ir.symbolic import Dim
 from ..builder import Builder, Number, dims, fixed, rank
 from ..dtypes import is_float
-from ..expressions import Dim
 from ..registry import rule
 from .operands import binary
 

@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir
 from onnx_ir import Value
 
+from ....ir.symbolic import Dim
 from ....ir.weights import Array, lazy
 from ..builder import Builder, dims, fixed
-from ..expressions import Dim
 from ..registry import rule
 from .reshaping import transpose
 

@@ -9,8 +9,9 @@ import numpy as np
 import onnx_ir
 from onnx_ir import DataType, Value
 
+from ....ir.symbolic import Dim
 from ..builder import Builder, dims, rank
-from ..expressions import Dim, Size
+from ..expressions import Size
 from ..registry import rule
 
 END = np.iinfo(np.int64).max
