@@ -28,6 +28,7 @@ from burnish.passes.statistics import (
     MinMax,
     Moments,
     Observer,
+    TokenSpan,
 )
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -66,6 +67,11 @@ def _histogram(x: Array) -> Array:
     return np.concatenate([[x.min(), x.max()], counts]).astype(np.float32)
 
 
+def _token_span(x: Array) -> Array:
+    span = np.maximum(x.max(axis=1), 0) - np.minimum(x.min(axis=1), 0)
+    return np.square(span).mean(keepdims=True)
+
+
 def _directions(x: Array) -> Array:
     return x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + 1e-20)
 
@@ -74,6 +80,7 @@ _OBSERVERS: Mapping[type[Observer], Callable[[Array], Array]] = {
     Magnitudes: _magnitudes,
     AbsMax: lambda x: np.abs(x).max(axis=0),
     Histogram: _histogram,
+    TokenSpan: _token_span,
     MinMax: lambda x: np.stack([x.min(axis=0), x.max(axis=0)]),
     Hessian: lambda x: x.T @ x / len(x),
     DirectionHessian: lambda x: _directions(x).T @ _directions(x) / len(x),

@@ -98,11 +98,15 @@ def measure(
             total = sum(error[id(weight)] + of[id(weight)].inputs for weight in members)
             found.weights.update({id(weight): loss / total for weight in members})
             continue
-        both = [derived.loss(weight, probe(weight), Loss(1.0, 1.0, 0.0)) for weight in members]
-        factor = loss / max(sum(both), _TINY)
         mine = {id(weight) for weight in members}
-        found.weights.update({key: factor * derived.weights[key] / error[key] for key in mine})
-        found.inputs.update({key: factor * value for key, value in derived.inputs.items() if key[0] in mine})
+        by_weights = sum(derived.weights[key] for key in mine)
+        by_inputs = sum(derived.loss(weight, probe(weight), Loss(0.0, 0.0, 0.0)) for weight in members)
+        # Errors of inputs are noise, and independent: derivatives know what that costs. Those of weights are the same
+        # for all tokens and go together, so that the model may lose more than the sum; what it loses more is theirs.
+        less = min(loss / max(by_weights + by_inputs, _TINY), 1.0)
+        more = max((loss - by_inputs) / max(by_weights, _TINY), less)
+        found.weights.update({key: more * derived.weights[key] / error[key] for key in mine})
+        found.inputs.update({key: less * value for key, value in derived.inputs.items() if key[0] in mine})
     return found
 
 
