@@ -105,6 +105,16 @@ def test_errors_that_compound_are_found_out_in_a_few_trials() -> None:
     assert any(picks)
 
 
+def test_one_layer_that_loses_a_thousand_times_what_was_expected_does_not_leave_all_in_float() -> None:
+    model = Model([0.1] * 20, {})
+    model.losses[7] = [0.0, 1e-5, 1e-3, 0.6e-3]
+    exact = model.trial
+    model.trial = lambda picks: exact(picks) + (1.0 if picks[7] > 1 else 0.0)  # type: ignore[method-assign]
+    picks, lost = model.search(0.5)
+    assert picks[7] < 2 and all(picks[:7] + picks[8:])
+    assert lost <= 0.5 and len(model.tried) <= 12
+
+
 def test_nothing_is_tried_for_all_that_another_scheme_beats() -> None:
     model = Model([0.2] * 4, {})
     model.costs = [[32.0, 4.0, 4.3, 4.6]] * 4  # 8 bits cost least and lose least

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ..scheme import Scheme
 from .knapsack import solve
@@ -19,6 +19,8 @@ _NEAR = 0.97
 """A choice that loses more than this part of the budget is good enough."""
 _MARGIN = 1.01
 """Choices are aimed at a budget that is smaller by this factor, so that they keep the real one."""
+_CAUTIONS = 8
+"""How many times the budget is halved if no choice has kept it."""
 
 Table = Sequence[Sequence[float]]
 Schemes = Sequence[Sequence[Scheme | None]]
@@ -29,7 +31,7 @@ def search(schemes: Schemes, costs: Table, losses: Table, trial: Trial, budget: 
     """The option of each unit that is best of those tried, and what the model loses by them.
 
     First schemes that lose about the budget are tried for the whole model, since expected losses need not add up; then
-    choices by the corrected losses, each correcting them anew.
+    choices by the corrected losses, each correcting them anew. If no choice keeps the budget, more careful ones follow.
 
     Args:
         schemes: of the options of each unit; the first option is None, float32.
@@ -59,9 +61,27 @@ def search(schemes: Schemes, costs: Table, losses: Table, trial: Trial, budget: 
         if _NEAR * budget <= real <= budget:
             break
         points.append((_total(expected, picks), real))
+    if all(real > budget for real in tried.values()):
+        for cautious in _cautious(schemes, costs, expected, budget):
+            if tuple(cautious) not in tried and once(cautious) <= budget:
+                break
     kept = {picks: real for picks, real in tried.items() if real <= budget}
     best = min(kept, key=lambda picks: _total(costs, picks), default=(0,) * len(costs))
     return list(best), kept.get(best, 0.0)
+
+
+def _cautious(schemes: Schemes, costs: Table, expected: Table, budget: float) -> Iterator[list[int]]:
+    """Choices for a model that loses much more than is expected of it, the smallest or fastest first.
+
+    Whole schemes that are expected to keep the budget, such as 8 bits, then whatever is expected to lose less and less.
+    """
+    wholes = [picks for picks in _wholes(schemes).values() if _total(expected, picks) <= budget]
+    yield from sorted(wholes, key=lambda picks: _total(costs, picks))
+    for halvings in range(1, _CAUTIONS + 1):
+        picks = solve(costs, expected, budget / 2**halvings)
+        if not any(picks):
+            return
+        yield picks
 
 
 def _aim(points: Sequence[tuple[float, float]], budget: float) -> float:
