@@ -105,6 +105,17 @@ def test_errors_that_compound_are_found_out_in_a_few_trials() -> None:
     assert any(picks)
 
 
+def test_choices_that_all_lose_a_little_too_much_are_aimed_lower_and_lower() -> None:
+    """A whole scheme loses hardly more than the budget, and so does the choice that it leads to."""
+    model = Model([0.01 * (one + 1) for one in range(30)], {})
+    exact = model.trial
+    model.trial = lambda picks: exact(picks) * (1.0 if all(p == 3 for p in picks) else 1.04)  # type: ignore[method-assign]
+    budget = 0.99 * exact([3] * 30)
+    picks, lost = model.search(budget)
+    assert 0.93 * budget < lost <= budget
+    assert model.cost(picks) < 1.1 * model.cost([3] * 30)
+
+
 def test_one_layer_that_loses_a_thousand_times_what_was_expected_does_not_leave_all_in_float() -> None:
     model = Model([0.1] * 20, {})
     model.losses[7] = [0.0, 1e-5, 1e-3, 0.6e-3]

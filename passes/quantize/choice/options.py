@@ -21,12 +21,15 @@ from .worth import measure
 
 _DEFAULT = ("w8a16", "w4a16", "w8a8", "w8a8_static", "nf4")
 _FINE = replace(NAMED["w4a16"], group_size=32)
+_FINE_8 = replace(NAMED["w8a16"], group_size=32)
+"""Its kernel rounds inputs by groups of 32, too: half of what that costs in groups of 64."""
 _OFFSETS = replace(_FINE, symmetric=True, offsets=True)
 """Loses nothing of weights that a format with offsets has rounded before."""
 _PROBE = NAMED["w4a16"]
 """What a kind of layer is rounded by to see what its errors cost the model."""
-_SLOWER = 1.05
-"""A scheme that takes longer than float32 by more than this factor does not pay, even for its size."""
+_SLOWER = 1.5
+"""A scheme that takes longer than float32 by more than this factor does not pay, even for its size. Times of small
+products on a busy machine are no better than a third."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Wishes:
         """What may be chosen."""
         schemes = [NAMED[name] for name in self.candidates or _DEFAULT]
         if not self.candidates:
-            schemes += [_FINE, _OFFSETS]
+            schemes += [_FINE, _OFFSETS, _FINE_8]
         return [replace(s, half_scales=self.half_scales and s.takes_half_scales) for s in schemes]
 
     @property

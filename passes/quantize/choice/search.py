@@ -14,7 +14,9 @@ former matter little, and what the latter lose together says nothing of the few 
 _ALIKE = 0.9
 """A scheme whose expected loss is more than this part of that of one tried before tells nothing new."""
 _ROUNDS = 5
-"""Choices that are tried at most, besides single schemes."""
+"""Choices that are tried at most, besides single schemes; twice as many if none has kept the budget, but nearly."""
+_CLOSE = 1.2
+"""A choice that loses less than this times the budget has nearly kept it."""
 _NEAR = 0.97
 """A choice that loses more than this part of the budget is good enough."""
 _MARGIN = 1.01
@@ -53,11 +55,13 @@ def search(schemes: Schemes, costs: Table, losses: Table, trial: Trial, budget: 
         for unit in zip(schemes, losses, strict=True)
     ]
     points = [(_total(expected, picks), real) for picks, real in tried.items()]
-    for _ in range(_ROUNDS):
+    for rounds in range(2 * _ROUNDS):
         picks = solve(costs, expected, _aim(points, budget))
         if not any(picks) or tuple(picks) in tried:
             break
         real = once(picks)
+        if rounds + 1 >= _ROUNDS and (min(tried.values()) <= budget or real > _CLOSE * budget):
+            break
         if _NEAR * budget <= real <= budget:
             break
         points.append((_total(expected, picks), real))
@@ -93,14 +97,20 @@ def _aim(points: Sequence[tuple[float, float]], budget: float) -> float:
         points: expected and real losses of what was tried.
     """
     known = [(max(expected, 1e-12), max(real, 1e-12)) for expected, real in points]
+    kept, broken = [one for one in known if one[1] <= budget], [one for one in known if one[1] > budget]
     wanted = math.log(budget / _MARGIN)
-    below = max((point for point in known if point[1] <= budget), default=None)
-    above = min((point for point in known if point[1] > budget), default=None)
-    if below is None or above is None or below[0] >= above[0]:
-        expected, real = min(known, key=lambda point: abs(math.log(point[1]) - wanted), default=(1.0, 1.0))
-        return expected / real * budget / _MARGIN
-    (low, start), (high, end) = ((math.log(expected), math.log(real)) for expected, real in (below, above))
-    return math.exp(low + (high - low) * (wanted - start) / (end - start))
+    if kept and broken and max(kept)[0] < min(broken)[0]:
+        below, above = max(kept), min(broken)
+        (low, start), (high, end) = ((math.log(expected), math.log(real)) for expected, real in (below, above))
+        return math.exp(low + (high - low) * (wanted - start) / (end - start))
+    if not kept:
+        # By the one that lost most for what was expected of it, so that each choice is aimed lower than the last.
+        expected, real = min(broken, key=lambda one: one[0] / one[1], default=(1.0, 1.0))
+    elif not broken:
+        expected, real = max(kept)
+    else:
+        expected, real = min(known, key=lambda one: abs(math.log(one[1]) - wanted))
+    return expected / real * budget / _MARGIN
 
 
 def _corrections(schemes: Schemes, costs: Table, losses: Table, trial: Trial, budget: float) -> dict[Scheme, float]:
