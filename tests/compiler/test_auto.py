@@ -189,6 +189,33 @@ def test_what_was_chosen_and_refused_is_told(cache: Path) -> None:
     assert "of its time on this machine" in nf4
 
 
+def left(report: Report) -> dict[str, str]:
+    """Why layers were left in floating point."""
+    rows = [one for _, one in report.remark_rows() if one.reason.startswith("left in floating point: ")]
+    return {node: one.reason for one in rows for node in one.nodes}
+
+
+@pytest.mark.usefixtures("steady")
+def test_what_stays_float_is_told_with_its_reason() -> None:
+    model = burnish.compile(
+        Deep().eval(), (DATA[0],), dynamic_shapes=({0: torch.export.Dim("batch")},), cache=False,
+        passes=[Quantize("auto", budget=0.002, objective="size", prompt=1)], calibration=DATA[:12],
+        evaluation=DATA[12:],
+    )  # fmt: skip
+    rounded = {one.layer for one in model.report.layers}
+    told = left(model.report)
+    assert rounded and told and rounded.isdisjoint(told)
+    assert len(rounded) + len(told) == 6
+    assert all("it was expected to lose" in reason and "of a budget of 4e-06" in reason for reason in told.values())
+    report = burnish.compile(
+        Deep().eval(), (DATA[0],), dynamic_shapes=({0: torch.export.Dim("batch")},), cache=False,
+        passes=[Quantize("auto", budget=0.05, generated=0, candidates=["nf4"])], calibration=DATA[:12],
+        evaluation=DATA[12:],
+    ).report  # fmt: skip
+    told = left(report)
+    assert len(told) == 6 and set(told.values()) == {"left in floating point: no scheme makes it faster"}
+
+
 @pytest.mark.usefixtures("steady")
 def test_products_of_one_input_get_one_scheme(cache: Path) -> None:
     report = chosen(cache, budget=0.1, objective="size", prompt=1)

@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from ....ir.errors import CalibrationError, UnsupportedError
 from ...base import Context, Outcome
 from ..calibrated import Calibrated
+from ..replace import where
 from ..scheme import Scheme
 from ..targets import Weight
-from .options import Options, Wishes, obstacle, own_scheme
+from .options import Options, Unit, Wishes, obstacle, own_scheme
 from .search import search
 
 NAME = "auto"
@@ -78,11 +79,18 @@ def choose(
         )
     _tell_refused(options, picks, wishes, outcome)
     result: list[tuple[Weight, Scheme]] = []
-    left = sum(weight.size for weight in free if not weight.products)
+    tables = [weight for weight in free if not weight.products]
+    for weight in tables:
+        reason = f"left in floating point: {Calibrated.obstacle(weight)}"
+        outcome.skipped(where(weight), reason, weight=weight.value.name)
+    left = sum(weight.size for weight in tables)
     for unit, pick in zip(units, picks, strict=True):
         scheme = unit.schemes[pick]
         if scheme is None:
             left += sum(weight.size for weight in unit.weights)
+            reason = f"left in floating point: {_why_float(unit, budget, wishes)}"
+            for weight in unit.weights:
+                outcome.skipped(where(weight), reason, weight=weight.value.name)
             continue
         result += [(weight, own_scheme(weight, scheme)) for weight in unit.weights]
     return result, left
@@ -114,6 +122,21 @@ def _tell_chosen(
         time_ratio=round(after / before, 4),
         **{name: count for name, count in counts.items()},
     )
+
+
+def _why_float(unit: Unit, budget: float, wishes: Wishes) -> str:
+    """Why products have no scheme."""
+    unknown = [why for weight in unit.weights if (why := Calibrated.obstacle(weight)) is not None]
+    if unknown:
+        return unknown[0]
+    costs, better = (
+        (unit.times, "faster") if wishes.objective == "time" else (unit.sizes, "smaller and not much slower")
+    )
+    paying = [at for at, cost in enumerate(costs) if cost < costs[0]]
+    if not paying:
+        return f"no scheme makes it {better}"
+    least = min(paying, key=unit.losses.__getitem__)
+    return f"even by {unit.schemes[least]} it was expected to lose {unit.losses[least]:.2g} of a budget of {budget:.2g}"
 
 
 def _tell_refused(options: Options, picks: Sequence[int], wishes: Wishes, outcome: Outcome) -> None:
