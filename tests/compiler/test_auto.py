@@ -144,18 +144,18 @@ class Deep(torch.nn.Module):
         return result
 
 
+def deep(**options: Any) -> Report:
+    """Without a cache: it would give a result again, whatever a test has changed since."""
+    model = burnish.compile(
+        Deep().eval(), (DATA[0],), dynamic_shapes=({0: torch.export.Dim("batch")},), cache=False,
+        passes=[Quantize("auto", **options)], calibration=DATA[:12], evaluation=DATA[12:],
+    )  # fmt: skip
+    return model.report
+
+
 @pytest.mark.usefixtures("steady")
 def test_layers_of_a_kind_get_bits_by_what_they_are_worth(monkeypatch: pytest.MonkeyPatch) -> None:
-    def report() -> Report:
-        # Without a cache: it would give the first result again.
-        model = burnish.compile(
-            Deep().eval(), (DATA[0],), dynamic_shapes=({0: torch.export.Dim("batch")},), cache=False,
-            passes=[Quantize("auto", budget=0.012, objective="size", prompt=1)], calibration=DATA[:12],
-            evaluation=DATA[12:],
-        )  # fmt: skip
-        return model.report
-
-    found = report()
+    found = deep(budget=0.012, objective="size", prompt=1)
     bits = {one.layer: one.bits for one in found.layers}
     assert [bits[f"blocks.{at}.linear"] for at in range(6)] == [8, 4, 8, 4, 4, 8]
 
@@ -163,7 +163,7 @@ def test_layers_of_a_kind_get_bits_by_what_they_are_worth(monkeypatch: pytest.Mo
         raise UnsupportedError("the reference backend has no rule for Odd")
 
     monkeypatch.setattr(Learning, "second_order", without)
-    alike = report()
+    alike = deep(budget=0.012, objective="size", prompt=1)
     assert alike.weight_bytes > 1.1 * found.weight_bytes
     (told,) = [reason for reason in reasons(alike) if "count alike" in reason]
     assert told.endswith("the reference backend has no rule for Odd")
@@ -197,22 +197,12 @@ def left(report: Report) -> dict[str, str]:
 
 @pytest.mark.usefixtures("steady")
 def test_what_stays_float_is_told_with_its_reason() -> None:
-    model = burnish.compile(
-        Deep().eval(), (DATA[0],), dynamic_shapes=({0: torch.export.Dim("batch")},), cache=False,
-        passes=[Quantize("auto", budget=0.002, objective="size", prompt=1)], calibration=DATA[:12],
-        evaluation=DATA[12:],
-    )  # fmt: skip
-    rounded = {one.layer for one in model.report.layers}
-    told = left(model.report)
+    report = deep(budget=0.002, objective="size", prompt=1)
+    rounded, told = {one.layer for one in report.layers}, left(report)
     assert rounded and told and rounded.isdisjoint(told)
     assert len(rounded) + len(told) == 6
     assert all("it was expected to lose" in reason and "of a budget of 4e-06" in reason for reason in told.values())
-    report = burnish.compile(
-        Deep().eval(), (DATA[0],), dynamic_shapes=({0: torch.export.Dim("batch")},), cache=False,
-        passes=[Quantize("auto", budget=0.05, generated=0, candidates=["nf4"])], calibration=DATA[:12],
-        evaluation=DATA[12:],
-    ).report  # fmt: skip
-    told = left(report)
+    told = left(deep(budget=0.05, generated=0, candidates=["nf4"]))
     assert len(told) == 6 and set(told.values()) == {"left in floating point: no scheme makes it faster"}
 
 
