@@ -207,6 +207,20 @@ def test_what_stays_float_is_told_with_its_reason() -> None:
 
 
 @pytest.mark.usefixtures("steady")
+def test_other_choices_that_were_tried_are_told() -> None:
+    report = deep(budget=0.03, objective="size", prompt=1)
+    (told,) = [reason for reason in reasons(report) if reason.startswith("also tried, beside ")]
+    mine, others = told.removeprefix("also tried, beside ").split(" of what was chosen: ")
+    points = [other.split(" for relative error ") for other in others.split("; ")]
+    sizes = [float(size.removesuffix(" MB")) for size, _ in points]
+    losses = [float(loss) for _, loss in points]
+    assert sizes == sorted(sizes) and losses == sorted(losses, reverse=True)
+    assert all(
+        (size < float(mine.removesuffix(" MB"))) == (loss > 0.03) for size, loss in zip(sizes, losses, strict=True)
+    )
+
+
+@pytest.mark.usefixtures("steady")
 def test_products_of_one_input_get_one_scheme(cache: Path) -> None:
     report = chosen(cache, budget=0.1, objective="size", prompt=1)
     bits = {one.layer: one.bits for one in report.layers}

@@ -44,6 +44,11 @@ class Wishes:
     half_scales: bool = False
 
     @property
+    def fast(self) -> bool:
+        """Whether the model is to be fastest, not smallest."""
+        return self.objective == "time"
+
+    @property
     def schemes(self) -> list[Scheme]:
         """What may be chosen."""
         schemes = [NAMED[name] for name in self.candidates or _DEFAULT]
@@ -88,7 +93,10 @@ class Options:
 
     Attributes:
         units: in graph order.
+        wishes: of the user.
+        costs: what is to be least, of each option of each unit: seconds or bytes.
         losses: what the model is expected to lose by each option of each unit; of float32 nothing.
+        tried: what the model really lost by the choices that were tried.
     """
 
     def __init__(
@@ -100,10 +108,11 @@ class Options:
         outcome: Outcome,
     ) -> None:
         assert context.cost is not None and context.trial is not None
-        self._context, self._cost, self._trial, self._wishes = context, context.cost, context.trial, wishes
+        self._context, self._cost, self._trial = context, context.cost, context.trial
+        self.wishes = wishes
         self._rounder = rounder
         # Codes of a scheme that is likely to be chosen are of use later.
-        likely = wishes.objective == "size" or context.decodes
+        likely = not wishes.fast or context.decodes
         prober = rounder if likely and wishes.probe in wishes.schemes else None
         self.units = _units(weights)
         self._errors = Losses([weight for unit in self.units for weight in unit.weights], context, rounder)
@@ -117,18 +126,21 @@ class Options:
         for done, unit in enumerate(self.units):
             context.progress(done, len(self.units), "measuring schemes")
             self._fill(unit)
+        self.costs = [unit.times if wishes.fast else unit.sizes for unit in self.units]
         self.losses = [unit.losses for unit in self.units]
+        self.tried: dict[tuple[int, ...], float] = {}
 
     def try_picks(self, picks: Sequence[int]) -> float:
         """What the model loses with an option of each unit, rounded as it will be."""
         pairs = zip(self.units, picks, strict=True)
         schemes = {id(weight): unit.schemes[pick] for unit, pick in pairs for weight in unit.weights}
-        return self._try(schemes, self._rounder)
+        lost = self.tried[tuple(picks)] = self._try(schemes, self._rounder)
+        return lost
 
     def time(self, weight: Weight, scheme: Scheme | None) -> float:
         """Seconds that the products by a weight take for a prompt and what is decoded after it."""
         n, k = weight.channels
-        wishes = self._wishes
+        wishes = self.wishes
         generated = (wishes.prompt if wishes.generated is None else wishes.generated) if self._context.decodes else 0
         seconds = self._cost(wishes.prompt, k, n, scheme)
         if generated:
@@ -146,7 +158,7 @@ class Options:
         self._add(unit, None, sum(t.nbytes for t in tensors if t is not None), 0.0)
         if not self._knows(unit):
             return
-        for scheme in self._wishes.schemes:
+        for scheme in self.wishes.schemes:
             own = [own_scheme(weight, scheme) for weight in unit.weights]
             if any(obstacle(weight, one) is not None for weight, one in zip(unit.weights, own, strict=True)):
                 continue
@@ -158,7 +170,7 @@ class Options:
 
     def _add(self, unit: Unit, scheme: Scheme | None, size: float, loss: float) -> None:
         time = sum(self.time(weight, scheme) for weight in unit.weights)
-        if scheme is not None and self._wishes.objective == "size" and time > _SLOWER * unit.times[0]:
+        if scheme is not None and not self.wishes.fast and time > _SLOWER * unit.times[0]:
             return
         unit.schemes.append(scheme)
         unit.times.append(time)
