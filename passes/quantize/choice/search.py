@@ -54,17 +54,19 @@ def search(schemes: Schemes, costs: Table, losses: Table, trial: Trial, budget: 
         [loss * (1.0 if scheme is None else factors.get(scheme, 1.0)) for scheme, loss in zip(*unit, strict=True)]
         for unit in zip(schemes, losses, strict=True)
     ]
-    points = [(_total(expected, picks), real) for picks, real in tried.items()]
+    # Of choices alone: what is expected of whole schemes has just been made what they lose, so they say nothing more.
+    points: list[tuple[float, float]] = []
+    seen: set[tuple[int, ...]] = set()
     for rounds in range(2 * _ROUNDS):
         picks = solve(costs, expected, _aim(points, budget))
-        if not any(picks) or tuple(picks) in tried:
+        if not any(picks) or tuple(picks) in seen:
             break
+        seen.add(tuple(picks))
         real = once(picks)
-        if rounds + 1 >= _ROUNDS and (min(tried.values()) <= budget or real > _CLOSE * budget):
-            break
-        if _NEAR * budget <= real <= budget:
-            break
         points.append((_total(expected, picks), real))
+        kept_one = any(real <= budget for _, real in points)
+        if _NEAR * budget <= real <= budget or (rounds + 1 >= _ROUNDS and (kept_one or real > _CLOSE * budget)):
+            break
     if all(real > budget for real in tried.values()):
         for cautious in _cautious(schemes, costs, expected, budget):
             if tuple(cautious) not in tried and once(cautious) <= budget:
