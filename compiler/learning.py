@@ -146,9 +146,9 @@ class Learning:
                 sums[at] += model.scale * float(channels.square().sum())
             leaf.grad = None
 
-        # PyTorch has no types for its hooks.
+        leaf: Any  # PyTorch has no types for its hooks
         for leaf, places in zip(leaves.values(), by_value.values(), strict=True):
-            leaf.register_post_accumulate_grad_hook(functools.partial(add, places))  # type: ignore[no-untyped-call]
+            leaf.register_post_accumulate_grad_hook(functools.partial(add, places))
         for number, feeds in enumerate(inputs):
             self._progress(number, len(inputs), "what errors of each layer cost")
             with torch.enable_grad(), precision("auto"):
@@ -209,15 +209,16 @@ class _Tapped(Reference):
             super()._node(node, look_up, known)
             return
         read: Tensor = look_up(value)
-        # A value of its own: the derivative is to be by what this product reads, not by what others read, too.
-        own = read.view_as(read) if read.requires_grad else read.detach().requires_grad_()
+        # A value of its own: the derivative is to be by what this product reads, not by what others read, too. PyTorch
+        # has no types for its hooks.
+        own: Any = read.view_as(read) if read.requires_grad else read.detach().requires_grad_()
 
         def add(gradient: Tensor) -> None:
             square, numbers = gradient.float().square(), read.detach().float()
             for at in places:
                 self.sums[at] += self.scale * float((square * _variance(numbers, self._noises[at])).sum())
 
-        own.register_hook(add)  # type: ignore[no-untyped-call]  # PyTorch has no types for its hooks
+        own.register_hook(add)
         super()._node(node, lambda other: own if other is value else look_up(other), known)
 
 
