@@ -165,9 +165,9 @@ class Comparison:
         The exponentials are what takes time here, so each is computed once: the divergence is the mean of ``a − b`` by
         the first distribution, less the difference of the logarithms of both sums.
         """
-        shares, first = _exponentials(a)
-        _, second = _exponentials(b)
-        self._divergence += float((_dots(shares, lost) - first + second).sum())
+        powers, sums, first = _exponentials(a)
+        _, _, second = _exponentials(b)
+        self._divergence += float((_dots(powers, lost) / sums - first + second).sum())
         self._agree += float((a.argmax(axis=1) == b.argmax(axis=1)).sum())
         self._positions += len(a)
         known = np.flatnonzero(targets >= 0)
@@ -197,14 +197,13 @@ def _dots(a: Array, b: Array) -> Array:
     return result
 
 
-def _exponentials(rows: Array) -> tuple[Array, Array]:
-    """The softmax of each row, and the logarithm of the sum of its exponentials, ``[rows]``."""
+def _exponentials(rows: Array) -> tuple[Array, Array, Array]:
+    """The softmax of each row times its sums, these ``[rows]``, and the logarithms of the sums of exponentials."""
     most = rows.max(axis=1)
     powers = rows - most[:, None]
     np.exp(powers, out=powers)
     sums = powers.sum(axis=1)
-    powers /= sums[:, None]
-    return powers, most + np.log(sums)
+    return powers, sums, most + np.log(sums)
 
 
 def log_softmax(rows: Array) -> Array:
