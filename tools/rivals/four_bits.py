@@ -205,7 +205,7 @@ def decoders() -> dict[str, Make]:
     model, source = baseline_path(), model_path("smollm2")
     ways: dict[str, Make] = {f"ONNX Runtime, {name}": runtime(model, name) for name in ("rtn", "k_quant", "hqq")}
     ways |= {"onnx-neural-compressor, rtn": neural_compressor(model, "rtn")}
-    # They run the whole model once for each product and input: with all inputs that took hours.
+    # They run the whole model once for each product and input: with all inputs that would take hours.
     ways[f"ONNX Runtime, gptq, {_FEW} inputs"] = runtime(model, "gptq", _FEW)
     for name in ("gptq", "awq"):
         ways[f"onnx-neural-compressor, {name}, {_FEW} inputs"] = neural_compressor(model, name, _FEW)

@@ -10,6 +10,11 @@ import numpy as np
 _BUCKETS = 4000
 
 
+def total(options: Sequence[Sequence[float]], picks: Sequence[int]) -> float:
+    """The sum of one option of each group."""
+    return sum(values[pick] for values, pick in zip(options, picks, strict=True))
+
+
 def solve(costs: Sequence[Sequence[float]], losses: Sequence[Sequence[float]], budget: float) -> list[int]:
     """One option of each group so that the costs are least and the losses within the budget, by dynamic programming.
 

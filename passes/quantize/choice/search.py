@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ..scheme import Scheme
-from .knapsack import solve
+from .knapsack import solve, total
 
 _LITTLE, _MUCH = 0.25, 10.0
 """Schemes that are expected to lose less or more than these times the budget are not tried for the whole model: the
@@ -55,16 +55,14 @@ def search(schemes: Schemes, costs: Table, losses: Table, trial: Trial, budget: 
         for unit in zip(schemes, losses, strict=True)
     ]
     # Of choices alone: what is expected of whole schemes has just been made what they lose, so they say nothing more.
-    points: list[tuple[float, float]] = []
-    seen: set[tuple[int, ...]] = set()
+    points: dict[tuple[int, ...], tuple[float, float]] = {}
     for rounds in range(2 * _ROUNDS):
-        picks = solve(costs, expected, _aim(points, budget))
-        if not any(picks) or tuple(picks) in seen:
+        picks = solve(costs, expected, _aim(list(points.values()), budget))
+        if not any(picks) or tuple(picks) in points:
             break
-        seen.add(tuple(picks))
         real = once(picks)
-        points.append((_total(expected, picks), real))
-        kept_one = any(real <= budget for _, real in points)
+        points[tuple(picks)] = (total(expected, picks), real)
+        kept_one = any(lost <= budget for _, lost in points.values())
         if _NEAR * budget <= real <= budget or (rounds + 1 >= _ROUNDS and (kept_one or real > _CLOSE * budget)):
             break
     if all(real > budget for real in tried.values()):
@@ -72,7 +70,7 @@ def search(schemes: Schemes, costs: Table, losses: Table, trial: Trial, budget: 
             if tuple(cautious) not in tried and once(cautious) <= budget:
                 break
     kept = {picks: real for picks, real in tried.items() if real <= budget}
-    best = min(kept, key=lambda picks: _total(costs, picks), default=(0,) * len(costs))
+    best = min(kept, key=lambda picks: total(costs, picks), default=(0,) * len(costs))
     return list(best), kept.get(best, 0.0)
 
 
@@ -81,8 +79,8 @@ def _cautious(schemes: Schemes, costs: Table, expected: Table, budget: float) ->
 
     Whole schemes that are expected to keep the budget, such as 8 bits, then whatever is expected to lose less and less.
     """
-    wholes = [picks for picks in _wholes(schemes).values() if _total(expected, picks) <= budget]
-    yield from sorted(wholes, key=lambda picks: _total(costs, picks))
+    wholes = [picks for picks in _wholes(schemes).values() if total(expected, picks) <= budget]
+    yield from sorted(wholes, key=lambda picks: total(costs, picks))
     for halvings in range(1, _CAUTIONS + 1):
         picks = solve(costs, expected, budget / 2**halvings)
         if not any(picks):
@@ -122,8 +120,8 @@ def _corrections(schemes: Schemes, costs: Table, losses: Table, trial: Trial, bu
     one whose loss is nearest.
     """
     wholes = _wholes(schemes)
-    cost = {scheme: _total(costs, picks) for scheme, picks in wholes.items()}
-    loss = {scheme: max(_total(losses, picks), 1e-12) for scheme, picks in wholes.items()}
+    cost = {scheme: total(costs, picks) for scheme, picks in wholes.items()}
+    loss = {scheme: max(total(losses, picks), 1e-12) for scheme, picks in wholes.items()}
     tried: dict[Scheme, float] = {}
     for scheme in sorted(wholes, key=loss.__getitem__, reverse=True):
         others = [other for other in wholes if other != scheme]
@@ -142,8 +140,3 @@ def _wholes(schemes: Schemes) -> Mapping[Scheme, list[int]]:
     """Each scheme for all units that can have it; the others stay float32, so that they do not blur what it loses."""
     known = dict.fromkeys(scheme for options in schemes for scheme in options if scheme is not None)
     return {scheme: [options.index(scheme) if scheme in options else 0 for options in schemes] for scheme in known}
-
-
-def _total(options: Table, picks: Sequence[int]) -> float:
-    """The sum of one option of each unit."""
-    return sum(values[pick] for values, pick in zip(options, picks, strict=True))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ...base import Context, Outcome
 from ..calibrated import Calibrated
+from .knapsack import total
 from .options import Options, Unit, obstacle
 
 
@@ -36,17 +37,15 @@ def tried(options: Options, picks: Sequence[int], context: Context, outcome: Out
     """The other choices that were tried and that no tried one beats: another budget may be a better bargain."""
     whole = sum(costs[0] for costs in options.costs)
 
-    def cost(choice: Sequence[int]) -> float:
-        return sum(costs[pick] for costs, pick in zip(options.costs, choice, strict=True))
-
     def told(cost: float) -> str:
         return f"{cost / whole:.2f} of the time" if options.wishes.fast else f"{cost / 1e6:.1f} MB"
 
-    points = sorted((cost(choice), loss, choice) for choice, loss in options.tried.items())
+    points = sorted((total(options.costs, choice), loss, choice) for choice, loss in options.tried.items())
     best = [point for at, point in enumerate(points) if all(point[1] < other[1] for other in points[:at])]
     others = [f"{told(cost)} for {_told(loss, context)}" for cost, loss, choice in best if choice != tuple(picks)]
     if others:
-        outcome.skipped("", f"also tried, beside {told(cost(picks))} of what was chosen: {'; '.join(others)}")
+        mine = told(total(options.costs, picks))
+        outcome.skipped("", f"also tried, beside {mine} of what was chosen: {'; '.join(others)}")
 
 
 def why_float(options: Options, unit: Unit, budget: float) -> str:
