@@ -23,6 +23,7 @@ from .normalization import lower_residual_norms
 from .products import choose_products
 from .rows import flatten_rows
 from .transposes import fold_transposes
+from .zero_points import write_zero_points
 
 Target = Literal["onnxruntime", "onnx"]
 TARGETS = ("onnxruntime", "onnx")
@@ -69,6 +70,7 @@ def lower(graph: Graph, target: str = "onnxruntime", clock: Clock | None = None)
     remarks += lower_activations(graph, choices)
     remarks += choose_products(graph, choices)
     remarks += lower_concatenated(graph, choices)
+    write_zero_points(graph)
     remarks += choices.remarks
     remarks += check(graph)
     remarks += store_halves(graph)

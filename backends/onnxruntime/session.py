@@ -17,6 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as build
 
 from ...ir.errors import ArtifactError, BurnishError, InputError, ModelError, OptionError, UnsupportedError, nearest
 from ...ir.signature import TensorSpec
+from .saturation import products_overflow
 
 OrtValue: TypeAlias = onnxruntime.OrtValue
 """ONNX Runtime's own tensor; fed back without a copy (a KV cache, for one)."""
@@ -69,8 +70,8 @@ class Session:
         options.inter_op_num_threads = 1
         # Portable files: products by dequantized weights compute in int8, as MatMulNBits does where we write it.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
-        # Processors without VNNI add pairs of 8-bit products in 16 bits, which overflow unless weights are unsigned.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if products_overflow():
+            options.add_session_config_entry("session.x64quantprecision", "1")
         if not spinning:
             options.add_session_config_entry("session.force_spinning_stop", "1")
         if not optimize:

@@ -77,14 +77,17 @@ class OnnxSide:
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
         import onnxruntime as ort
 
+        from ...backends.onnxruntime.saturation import products_overflow
+
         self._ort = ort
         file = find_model(path)
         options = ort.SessionOptions()
         options.log_severity_level = 3
         if threads:
             options.intra_op_num_threads = threads
-        # As Burnish runs a model: 8-bit products do not overflow on processors without VNNI.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        # As Burnish runs a model: 8-bit products do not overflow.
+        if products_overflow():
+            options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self.session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises classes of its own that share no base

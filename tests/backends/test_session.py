@@ -13,6 +13,7 @@ import onnx_ir
 import onnxruntime
 import pytest
 import torch
+from burnish.backends.onnxruntime import saturation
 from burnish.backends.onnxruntime.session import Session
 from burnish.backends.onnxruntime.writer import to_bytes, write
 from burnish.ir.errors import ArtifactError, BurnishError, InputError, ModelError, OptionError, UnsupportedError
@@ -183,6 +184,33 @@ def test_products_of_8_bits_are_exact_on_every_processor() -> None:
     assert (product == 64 * 255 * 127).all()
 
 
+def test_exact_kernels_are_asked_for_where_the_others_overflow_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are slower, and the runtime takes them on some processors that do not need them."""
+    inputs = [
+        onnx.helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, [4, 64]),
+        onnx.helper.make_tensor_value_info("w", onnx.TensorProto.INT8, [64, 8]),
+    ]
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT32, [4, 8])
+    node = onnx.helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    graph = onnx.helper.make_graph([node], "product", inputs, [output])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)], ir_version=10)
+    model.ClearField("producer_name")
+    assert onnx.load_from_string(saturation._PROBE) == model
+    for overflow in (True, False):
+        monkeypatch.setattr("burnish.backends.onnxruntime.session.products_overflow", lambda told=overflow: told)
+        options = Session(saturation._PROBE)._session.get_session_options()
+        entry = "session.x64quantprecision"
+        assert options.get_session_config_entry(entry) == "1" if overflow else not _has(options, entry)
+
+
+def _has(options: Any, entry: str) -> bool:
+    try:
+        options.get_session_config_entry(entry)
+    except RuntimeError:
+        return False
+    return True
+
+
 def test_bfloat16_arrays_are_ml_dtypes() -> None:
     session = Session(flatten(onnx_ir.DataType.BFLOAT16), threads=1)
     array = np.ones((2, 2), ml_dtypes.bfloat16)
@@ -193,6 +221,7 @@ def test_running_needs_neither_torch_nor_onnx(tiny_lm: Make, tmp_path: Path) -> 
     write(tiny_lm({}), tmp_path / "m.onnx")
     code = f"""
 import sys, numpy as np
+from burnish.backends.onnxruntime import saturation
 from burnish.backends.onnxruntime.session import Session
 print(Session({str(tmp_path / "m.onnx")!r}).run({{"ids": np.array([[1, 2]])}})[0].shape)
 print([name for name in ("torch", "onnx", "onnx_ir", "sympy", "transformers", "onnxscript") if name in sys.modules])
