@@ -32,6 +32,7 @@ from .bench_results import (
     machine_line,
     scale_table,
 )
+from .gpu_tables import gpu_tables
 from .rivals.bench import table as rival_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +58,7 @@ def render(results: Path, documents: Path) -> None:
         "eight bits machine": machine_line(eight),
         "checks": checks_table(decoder, files, frontend, scale, generation, attention, eight),
     }
+    more |= gpu_tables(json.loads((results / "gpu.json").read_text(encoding="utf-8")))
     for kind in ("decoders", "encoders"):
         more |= {f"rival {kind}": rival_table(rivals[kind])}
     pages = {

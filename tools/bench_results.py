@@ -48,7 +48,8 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table: the first column to the left, the others to the right."""
     rule = ["---"] + ["---:"] * (len(head) - 1)
     return "\n".join([_row(*head), _row(*rule), *(_row(*row) for row in rows)])
 
@@ -65,7 +66,7 @@ def decoder_table(results: Mapping[str, Any]) -> str:
         rows.append([f"{scenario}{', per token' if scenario.startswith('decode') else ' tokens'}", *cells])
     perplexity = results["perplexity"]
     rows.append(["perplexity, held-out text", *(f"{perplexity[s]:.2f}" if s in perplexity else "–" for s in sides)])
-    return _table([results["model"], *(titles.get(side, side) for side in sides)], rows)
+    return table([results["model"], *(titles.get(side, side) for side in sides)], rows)
 
 
 def generation_table(results: Mapping[str, Any]) -> str:
@@ -85,7 +86,7 @@ def generation_table(results: Mapping[str, Any]) -> str:
         rows.append([f"`{side}`", *cells, same, first])
     head = ["SmolLM2-135M-Instruct", "a token, 128 past", "2,048 past", "difference", "cache, bytes a token",
             "prompts equal to eager over 200 tokens", "first difference, median"]  # fmt: skip
-    lines = [_table(head, rows), ""]
+    lines = [table(head, rows), ""]
     guesses = []
     for kind, figure in results["speculation"].items():
         rate, runs = figure["tokens_per_second"], figure["model_runs"]
@@ -99,7 +100,7 @@ def generation_table(results: Mapping[str, Any]) -> str:
             ]
         )
     head = ["", "one by one", "prompt lookup", "ratio", "tokens a step", "same tokens"]
-    return "\n".join([*lines, _table(head, guesses)])
+    return "\n".join([*lines, table(head, guesses)])
 
 
 def attention_table(results: Mapping[str, Any]) -> str:
@@ -116,7 +117,7 @@ def attention_table(results: Mapping[str, Any]) -> str:
             cells.append(f"{figures['error'][name]:.2f}")
         rows.append([name, *cells])
     head = [f"{what}{int(length):,}" for length in lengths for what in ("tokens: ", "memory, ", "error, ")]
-    return _table(["attention", *head], rows)
+    return table(["attention", *head], rows)
 
 
 def _title(side: str) -> str:
@@ -141,7 +142,7 @@ def files_table(results: Mapping[str, Any]) -> str:
                 f"{case['difference']['default']:.0e}",
             ]
         )
-    return _table(["float32 ONNX file", "as it came", "Burnish `default`", "ratio", "difference, of range"], rows)
+    return table(["float32 ONNX file", "as it came", "Burnish `default`", "ratio", "difference, of range"], rows)
 
 
 def scale_table(results: Mapping[str, Any]) -> str:
@@ -168,7 +169,7 @@ def scale_table(results: Mapping[str, Any]) -> str:
         ]
         for row in results.get("calibrated", {}).get("rows", [])
     ]
-    return _table(["shape of", "layers", "weights, bfloat16", "compiled, 4 bits", "time", "peak memory"], rows)
+    return table(["shape of", "layers", "weights, bfloat16", "compiled, 4 bits", "time", "peak memory"], rows)
 
 
 def row_seconds(row: Mapping[str, Any]) -> str:
@@ -212,7 +213,7 @@ def method_table(results: Mapping[str, Any]) -> str:
         "time, s",
         "peak memory",
     ]
-    return _table(head, cells) + note_on_seconds(rows)
+    return table(head, cells) + note_on_seconds(rows)
 
 
 def eight_bits_table(results: Mapping[str, Any]) -> str:
@@ -230,7 +231,7 @@ def eight_bits_table(results: Mapping[str, Any]) -> str:
                 rows.append([label, side, *cells])
         for side, why in part.get("missing", {}).items():
             rows.append([title, side, "–", why.replace("|", "/")])
-    return _table(["model", "recipe", "time", "beside float32"], rows)
+    return table(["model", "recipe", "time", "beside float32"], rows)
 
 
 def _nearness(part: Mapping[str, Any], side: str) -> str:
@@ -249,7 +250,7 @@ def _nearness(part: Mapping[str, Any], side: str) -> str:
 
 def frontend_table(results: Mapping[str, Any]) -> str:
     """Markdown table of ``frontend.json``: a row a step."""
-    return _table(["step", "seconds"], [[name, f"{value:.2f}"] for name, value in results["seconds"].items()])
+    return table(["step", "seconds"], [[name, f"{value:.2f}"] for name, value in results["seconds"].items()])
 
 
 def checks_table(*results: Mapping[str, Any]) -> str:
@@ -259,7 +260,7 @@ def checks_table(*results: Mapping[str, Any]) -> str:
         [c["name"], f"{c['value']:.4g}{c['unit']}", f"{c['limit']:g}{c['unit']}", "yes" if c["passed"] else "**no**"]
         for c in checks
     ]
-    return _table(["check", "measured", "limit", "kept"], rows)
+    return table(["check", "measured", "limit", "kept"], rows)
 
 
 def machine_line(results: Mapping[str, Any]) -> str:

@@ -81,7 +81,7 @@ def compiled_by_burnish(module: Block, inputs: tuple[Tensor, ...]) -> Callable[[
 
     # A model is imported from the CPU, and runs where its inputs are. The session's call leaves out the checks.
     example = tuple(t.cpu() for t in inputs)
-    compiled = compile_model(copy.deepcopy(module).cpu(), example_inputs=example, backend="triton")
+    compiled = compile_model(copy.deepcopy(module).cpu().eval(), example_inputs=example, backend="triton")
     compiled(*inputs)
     return partial(compiled, *inputs)
 
@@ -101,7 +101,8 @@ def against_inductor(deadline: float) -> list[dict[str, Any]]:
                 error = float((ours().float() - want.float()).abs().max() / want.float().abs().max())
                 seconds, spread = median_seconds([ours])
                 torch._dynamo.reset()
-                other, _ = median_seconds([partial(torch.compile(module, dynamic=False), *inputs)])
+                function = torch.compile(module.function, dynamic=False)
+                other, _ = median_seconds([partial(function, *inputs, *module.weights)])
             except Exception as problem:
                 found.append({"block": name, "left_out": f"{type(problem).__name__}: {str(problem).strip()[:300]}"})
                 continue

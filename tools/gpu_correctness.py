@@ -16,6 +16,8 @@ from ..backends.triton import attention, codes, fused, gemm, pattern24, quantize
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest error, relative to the largest output: a few roundings of the type, and sums in another order."""
+FLOAT8 = 5e-4
+"""Hopper's tensor cores add products of float8 in 14 bits: what is left of float32, 2e-4 of the largest on an H100."""
 INTEGER_CACHE = 1e-2
 """What rounding a cache to 8 bits, 1 / 254 of the largest number of a head, adds to that."""
 
@@ -150,7 +152,7 @@ def _codes(device: str, dtype: torch.dtype, large: bool) -> Iterator[Case]:
         for kind in ("integer", "float"):
             yield Case(_named(f"w8a8 {kind} {rows} rows", dtype),
                        lambda x=x, w=w, b=bias, kind=kind, dtype=dtype: _scaled(x, w, b, kind, dtype),
-                       limit)  # fmt: skip
+                       max(limit, FLOAT8 if kind == "float" else 0))  # fmt: skip
 
 
 def _scaled(x: Tensor, w: Tensor, bias: Tensor, kind: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backends.triton import attention, codes, pattern24, quantized, sparse
+from ..backends.triton import attention, codes, gemm, pattern24, quantized, sparse
 from .gpu_correctness import pruned
 
 SHAPES = ((4096, 4096), (22016, 4096), (4096, 11008))
@@ -79,7 +79,7 @@ def weight_bytes(kernel: str, n: int, k: int) -> float:
 
 
 def few_rows(deadline: float, shapes: Sequence[tuple[int, int]] = SHAPES) -> list[dict[str, Any]]:
-    """Products of 1 to 16 rows: ours beside cuBLAS, cuSPARSELt and torchao, at Llama-7B's shapes."""
+    """Products of 1 to 16 rows: ours beside cuBLAS, cuSPARSELt and PyTorch's int4, at Llama-7B's shapes."""
     reading = read_bandwidth()
     found: list[dict[str, Any]] = []
     for rows in ROWS:
@@ -125,6 +125,7 @@ def _few_row_sides(x: Tensor, dense: Sequence[Tensor]) -> dict[str, Callable[[],
     weights24 = [pruned(n, k, torch.bfloat16, "cuda") for _ in dense[:2]] * (len(dense) // 2)
     more = list(dense) * 4
     return {
+        "bf16": lambda: packed(lambda w: w, gemm.gemm),
         "w4": lambda: packed(partial(codes.quantize4, group=GROUP), quantized.w4a16, more),
         **{f"w4, blocks {i}": by_blocks(s) for i, s in enumerate(quantized.FOUR_FEW)},
         "nf4": lambda: packed(partial(codes.tabulate4, group=GROUP), quantized.w4a16, more),
@@ -133,20 +134,75 @@ def _few_row_sides(x: Tensor, dense: Sequence[Tensor]) -> dict[str, Callable[[],
         "sparse24": lambda: packed(pattern24.pack24, sparse.sparse24, weights24 * 2),
         "sparse24 w4": lambda: packed(pattern24.quantize24, sparse.sparse24, weights24 * 4),
         "cuSPARSELt 2:4": lambda: packed(torch.sparse.to_sparse_semi_structured, F.linear, weights24),
-        "torchao int4": lambda: _torchao(x, dense),
+        "PyTorch's int4": lambda: packed(tiled4, _tiled4_product, more),
     }
 
 
-def _torchao(x: Tensor, dense: Sequence[Tensor]) -> list[Callable[[], Any]]:
-    from torchao.quantization import Int4WeightOnlyConfig, quantize_
+def tiled4(w: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights [n, k] in 4 bits as PyTorch's own product on the tensor cores takes them, with scales and zeros.
 
-    layers: list[Callable[[], Any]] = []
-    for w in list(dense) * 4:
-        layer = torch.nn.Linear(w.shape[1], w.shape[0], bias=False, device="meta", dtype=w.dtype)
-        layer.weight = torch.nn.Parameter(w, requires_grad=False)
-        quantize_(layer, Int4WeightOnlyConfig(group_size=GROUP))
-        layers.append(partial(layer, x))
-    return layers
+    It is the kernel behind ``torchao``'s ``Int4WeightOnlyConfig`` in its tile-packed layout.
+    """
+    n, k = w.shape
+    groups = w.float().view(n, k // GROUP, GROUP)
+    low, high = groups.amin(-1), groups.amax(-1)
+    scale = ((high - low) / 15).clamp(min=1e-6)
+    places = ((groups - low[..., None]) / scale[..., None]).round().clamp(0, 15).to(torch.uint8).view(n, k)
+    packed = torch.ops.aten._convert_weight_to_int4pack(places[:, ::2] << 4 | places[:, 1::2], 8)
+    zero = low + 8 * scale
+    return packed, torch.stack([scale, zero], -1).transpose(0, 1).contiguous().to(w.dtype)
+
+
+def _tiled4_product(x: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
+    return product_tiled4(x, *weights)
+
+
+def product_tiled4(x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
+    """``x`` [rows, k] by the transpose of weights of :func:`tiled4`: [rows, n]."""
+    result: Tensor = torch.ops.aten._weight_int4pack_mm(x, packed, GROUP, scales)
+    return result
+
+
+def many_rows(deadline: float) -> list[dict[str, Any]]:
+    """Products of 512 and 4,096 rows: ours beside cuBLAS in bfloat16, int8 and float8, at two of Llama-7B's shapes."""
+    found: list[dict[str, Any]] = []
+    for rows in (512, 4096):
+        for n, k in SHAPES[1:]:
+            x, w = (torch.randn(size, k, device="cuda", dtype=torch.bfloat16) for size in (rows, n))
+            flops = 2.0 * rows * n * k
+            base = 0.0
+            for name, call in _many_row_sides(x, w).items():
+                if time.monotonic() > deadline:
+                    return found
+                row: dict[str, Any] = {"kernel": name, "rows": rows, "n": n, "k": k}
+                try:
+                    seconds, spread = median_seconds([call], rounds=7)
+                except Exception as error:
+                    found.append(row | {"left_out": str(error).strip()[:200]})
+                    continue
+                base = base or seconds
+                row |= {"microseconds": seconds * 1e6, "spread": spread * 1e6}
+                found.append(row | {"teraflops": flops / seconds / 1e12, "times_cublas_bf16": base / seconds})
+    return found
+
+
+def _many_row_sides(x: Tensor, w: Tensor) -> dict[str, Callable[[], Any]]:
+    n, k = w.shape
+    sides: dict[str, Callable[[], Any]] = {"bf16, cuBLAS": partial(F.linear, x, w), "bf16": partial(gemm.gemm, x, w)}
+    sides["w4"] = partial(quantized.w4a16, x, codes.quantize4(w, GROUP))
+    sides["w8"] = partial(quantized.w8a16, x, codes.quantize8(w))
+    sides["sparse24"] = partial(sparse.sparse24, x, pattern24.pack24(pruned(n, k, torch.bfloat16, "cuda")))
+    for kind, name in (("integer", "int8 by int8"), ("float", "fp8 by fp8")):
+        (a, a_scales), (b, b_scales) = quantized.quantize_rows(x, kind), quantized.quantize_rows(w, kind)
+        sides[name] = partial(quantized.scaled, a, a_scales, b, b_scales, dtype=torch.bfloat16)
+        if kind == "integer":
+            sides["int8 by int8, cuBLAS"] = partial(torch._int_mm, a, b.T)
+        else:
+            one = torch.ones((), device="cuda")
+            sides["fp8 by fp8, cuBLAS"] = partial(
+                torch._scaled_mm, a, b.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
+            )
+    return sides
 
 
 def attention_forward(deadline: float) -> list[dict[str, Any]]:

@@ -25,10 +25,12 @@ from .bench_results import fill
 SHOWN = (
     "gemm bf16 16x64x128/1", "gemm bf16 128x128x64/1", "gemm tma bf16 128x256x64", "gemv bf16 4x1024/1",
     "w4 few bf16 g64 1", "w4 few bf16 g128 0", "w4 few bf16 g128 1", "w4 few zeros bf16 g128 1",
-    "w4 few nf4 bf16 g128 1", "w4 few table bf16 g128 1", "w4 many bf16 g128 128x128", "w8 bf16 1",
-    "w8 grouped zeros bf16 1", "w8 e4m3 bf16 1", "w8a8 integer 128x128x128/1", "w8a8 float 128x128x128/1",
-    "sparse24 bf16", "sparse24_w4 g128 bf16", "attention hopper bf16 d64", "attention hopper bf16 d128",
-    "decoding bf16 d128", "decoding int8 bf16 d128",
+    "w4 few nf4 bf16 g128 1", "w4 few table bf16 g128 1", "w4 row bf16 g128 0", "w4 row zeros bf16 g128 0",
+    "w4 row nf4 bf16 g128 0", "w4 many bf16 g128 128x128", "w8 few bf16 1", "w8 few grouped zeros bf16 1",
+    "w8 few e4m3 bf16 1", "w8 row bf16", "w8 row e4m3 bf16", "w8 many bf16 1", "w8a8 integer 128x128x128/1",
+    "w8a8 float 128x128x128/1", "sparse24 bf16", "sparse24_w4 g128 bf16", "sparse24 row bf16",
+    "sparse24_w4 g128 row bf16", "attention hopper bf16 d64", "attention hopper bf16 d128", "decoding bf16 d128",
+    "decoding int8 bf16 d128",
 )  # fmt: skip
 """Variants of the table."""
 

@@ -37,16 +37,23 @@ class Shares:
     stages: int
 
 
-FOUR_FEW = (Shares(16, 32, 8, 8, 3), Shares(16, 32, 4, 4, 3))
+FOUR_ROW = (Shares(1, 4, 32, 2, 1), Shares(1, 4, 16, 2, 1))
+"""For 4 bits and one row, by ``kernels/one_row.py``: few channels, and many; parts are groups of 128."""
+FOUR_FEW = (Shares(16, 32, 8, 4, 3), Shares(16, 32, 4, 4, 3))
 """For 4 bits and few rows: few channels, which make few programs, and many. Each is compiled ahead of time."""
 FOUR_FEW_FLOAT32 = (Shares(16, 16, 1, 8, 1), Shares(16, 16, 1, 8, 1))
 FOUR_MANY = (Tiles(64, 128, 0, 1, 8, 3), Tiles(128, 128, 0, 1, 8, 3))
 """For 4 bits and many rows: some, and many."""
 FOUR_MANY_FLOAT32 = (Tiles(16, 64, 0, 1, 8, 2), Tiles(32, 64, 0, 1, 8, 2))
 """The same for float32, where registers decide: groups of 256, and smaller ones."""
-EIGHT = (Shares(16, 32, 8, 8, 3), Shares(16, 32, 4, 4, 3), Shares(64, 64, 1, 4, 3), Shares(128, 128, 1, 8, 3))
-"""For 8 bits: few rows of few channels, few rows, some rows, many rows."""
-EIGHT_FLOAT32 = (Shares(16, 16, 2, 4, 2), Shares(16, 16, 2, 4, 2), Shares(32, 32, 1, 8, 2), Shares(32, 32, 1, 8, 2))
+EIGHT_FEW = (Shares(16, 32, 8, 4, 4), Shares(16, 32, 4, 4, 4))
+"""For 8 bits and few rows: few channels, and many."""
+EIGHT_ROW = Shares(1, 4, 32, 4, 1)
+"""For 8 bits and one row; parts are blocks of 64."""
+EIGHT_FEW_FLOAT32 = (Shares(16, 16, 2, 4, 2), Shares(16, 16, 2, 4, 2))
+EIGHT_MANY = (Tiles(64, 64, 64, 1, 4, 3), Tiles(128, 128, 64, 1, 8, 3))
+"""For 8 bits: some rows, and many."""
+EIGHT_MANY_FLOAT32 = (Tiles(32, 32, 64, 1, 8, 2), Tiles(32, 32, 64, 1, 8, 2))
 SCALED = (Tiles(16, 64, 128, 4, 4, 4), Tiles(16, 64, 256, 1, 4, 3), Tiles(64, 128, 128, 1, 4, 3),
           Tiles(128, 128, 128, 1, 8, 3))  # fmt: skip
 """For 8 bits by 8 bits: few rows of few channels, few rows, some rows, many rows."""
@@ -83,9 +90,13 @@ def w4a16(
             return gate(w4a16(x, weights, bias), epilogue)
         _w4a16_many(flat, weights, product)
         return product.result.reshape(*x.shape[:-1], n)
+    if row_of(flat, weights.codes, shares):
+        in_memory = weights.table is not None and not weights.baked
+        _w4a16_row(flat, weights, product, shares or FOUR_ROW[n > _FEW_CHANNELS or in_memory])
+        return product.result.reshape(*x.shape[:-1], n)
     table = FOUR_FEW_FLOAT32 if x.dtype == torch.float32 else FOUR_FEW
-    # Looking values up in memory takes buffers for all of them, zero points take registers: the smaller blocks.
-    heavy = weights.zeros is not None or (weights.table is not None and not weights.baked)
+    # Looking values up takes buffers or registers, zero points and a second factor registers: the smaller blocks.
+    heavy = weights.zeros is not None or weights.table is not None or epilogue.gated
     s = shares or table[n > _FEW_CHANNELS or heavy]
     if product.result.numel():
         four_bits_few_kernel[(-(-n // s.n), -(-rows // s.m))](
@@ -94,6 +105,33 @@ def w4a16(
             **_constants4(flat, weights, product), num_warps=s.warps, num_stages=s.stages,
         )  # fmt: skip
     return product.result.reshape(*x.shape[:-1], n)
+
+
+def row_of(x: Tensor, codes: Tensor, shares: Shares | None) -> bool:
+    """Whether a kernel for one row takes a product: 16-bit numbers, at places where words can be read."""
+    wanted = len(x) == 1 if shares is None else shares.m == 1
+    return wanted and x.dtype != torch.float32 and x.data_ptr() % 8 == 0 and codes.data_ptr() % 4 == 0
+
+
+def row_parts(shares: Shares, group: int) -> int:
+    """Groups that a step of a product of one row takes."""
+    return shares.parts * 128 // group
+
+
+def _w4a16_row(flat: Tensor, weights: Codes4, product: Product, s: Shares) -> None:
+    from .kernels.one_row import four_bits_row_kernel
+
+    gated = product.constants["GATED"]
+    codes, *others = _operands4(weights)
+    constants = _constants4(flat, weights, product)
+    del constants["PRECISION"], constants["EXACT"]
+    if weights.table is None and not interpreted():
+        constants["UNPACK"] = unpacking.SIXTEEN
+    four_bits_row_kernel[(-(-product.n // (2 if gated else 4)), product.rows)](
+        flat.view(torch.int64), codes.view(torch.int32), *others, *product.pointers, product.rows, product.n,
+        weights.shape[1] // weights.group, PARTS=row_parts(s, weights.group), GATED=gated, **constants,
+        num_warps=s.warps, num_stages=s.stages,
+    )  # fmt: skip
 
 
 def parts_of(shares: Shares, group: int) -> int:
@@ -161,8 +199,6 @@ def w8a16(
     Raises:
         InputError: shapes, types or devices do not fit.
     """
-    from .kernels.eight_bits import eight_bits_kernel
-
     n, k = weights.shape
     if epilogue.gated:
         halved(n, epilogue)
@@ -170,23 +206,63 @@ def w8a16(
     flat = checked(x, k, n, weights.scales, bias, same=True)
     rows = len(flat)
     product = Product(flat, 1, rows, n, 1, bias, epilogue, x.dtype)
-    table = EIGHT_FLOAT32 if x.dtype == torch.float32 else EIGHT
-    s = shares or table[int(n > _FEW_CHANNELS) if rows <= FEW else 2 + int(rows > 128)]
+    if k % 4 == 0 and row_of(flat, weights.codes, shares):
+        _w8a16_row(flat, weights, product, shares or EIGHT_ROW)
+        return product.result.reshape(*x.shape[:-1], n)
+    if product.result.numel():
+        _w8a16(flat, weights, product, shares)
+    return product.result.reshape(*x.shape[:-1], n)
+
+
+def _w8a16(flat: Tensor, weights: Codes8, product: Product, shares: Shares | None) -> None:
+    from .kernels.eight_bits import eight_bits_few_kernel, eight_bits_many_kernel
+
+    rows, n, single = product.rows, product.n, flat.dtype == torch.float32
+    step = min(64, weights.group or 64)
+    operands = (
+        flat, weights.codes, weights.scales, weights.codes if weights.zeros is None else weights.zeros,
+        weights.scales if weights.table is None else weights.table, *product.pointers,
+        rows, n, weights.shape[1], weights.scales.shape[1],
+    )  # fmt: skip
     constants = product.constants
     del constants["SPLITS"], constants["GATED"]
+    constants |= {
+        "BLOCK_K": step, "KIND": weights.kind, "GROUP": 8, "PER": (weights.group or step) // step,
+        "HAS_ZEROS": weights.zeros is not None, "GROUPED": weights.group is not None,
+        "PRECISION": "ieee" if single else "tf32", "EXACT": exact(flat),
+    }  # fmt: skip
+    if rows <= FEW or shares is not None:
+        s = shares or (EIGHT_FEW_FLOAT32 if single else EIGHT_FEW)[n > _FEW_CHANNELS]
+        eight_bits_few_kernel[(-(-rows // s.m) * -(-n // s.n),)](
+            *operands, BLOCK_M=s.m, BLOCK_N=s.n, PARTS=s.parts, **constants, num_warps=s.warps, num_stages=s.stages
+        )
+    else:
+        t = (EIGHT_MANY_FLOAT32 if single else EIGHT_MANY)[rows > 128]
+        eight_bits_many_kernel[(-(-rows // t.m) * -(-n // t.n),)](
+            *operands, BLOCK_M=t.m, BLOCK_N=t.n, **constants, num_warps=t.warps, num_stages=t.stages
+        )
+
+
+def _w8a16_row(flat: Tensor, weights: Codes8, product: Product, s: Shares) -> None:
+    from .kernels.one_row import eight_bits_row_kernel
+
+    constants = product.constants
+    del constants["SPLITS"], constants["GATED"]
+    eight_bits_row_kernel[(-(-product.n // 4), product.rows)](
+        flat.view(torch.int64), weights.codes.view(torch.int32), weights.scales,
+        weights.codes if weights.zeros is None else weights.zeros,
+        weights.scales if weights.table is None else weights.table, *product.pointers, product.rows, product.n,
+        weights.shape[1], weights.scales.shape[1], PARTS=s.parts, HAS_ZEROS=weights.zeros is not None,
+        **row_constants8(weights), **constants, num_warps=s.warps, num_stages=s.stages,
+    )  # fmt: skip
+
+
+def row_constants8(weights: Codes8) -> dict[str, Any]:
+    """The constexpr arguments of a product of one row that concern codes of 8 bits."""
     step = min(64, weights.group or 64)
-    if product.result.numel():
-        eight_bits_kernel[(-(-rows // s.m) * -(-n // s.n),)](
-            flat, weights.codes, weights.scales, weights.codes if weights.zeros is None else weights.zeros,
-            weights.scales if weights.table is None else weights.table, *product.pointers,
-            rows, n, k, weights.scales.shape[1],
-            BLOCK_M=s.m, BLOCK_N=s.n, BLOCK_K=step, PARTS=s.parts, KIND=weights.kind, GROUP=8,
-            PER=(weights.group or step) // step,
-            HAS_ZEROS=weights.zeros is not None, GROUPED=weights.group is not None,
-            PRECISION="ieee" if x.dtype == torch.float32 else "tf32", EXACT=exact(x), **constants,
-            num_warps=s.warps, num_stages=s.stages,
-        )  # fmt: skip
-    return product.result.reshape(*x.shape[:-1], n)
+    unpack = "" if interpreted() or weights.kind != "integer" else unpacking.TWO_HUNDRED_AND_FIFTY_SIX
+    return {"WORDS": step // 4, "KIND": weights.kind, "GROUPED": weights.group is not None,
+            "PER": (weights.group or step) // step, "UNPACK": unpack}  # fmt: skip
 
 
 def quantize_rows(x: Tensor, kind: str = "integer") -> tuple[Tensor, Tensor]:

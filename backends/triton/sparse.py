@@ -11,12 +11,14 @@ from . import unpacking
 from .fused import PLAIN, Epilogue, Product, checked, exact, gate, halved, interpreted
 from .pattern24 import BLOCK, Sparse24, Sparse24Codes
 from .quantized import FEW as FEW_ROWS
-from .quantized import Shares
+from .quantized import Shares, row_of
 
-FEW = (Shares(16, 32, 4, 4, 3), Shares(16, 32, 4, 4, 3))
+FEW = (Shares(16, 16, 4, 4, 3), Shares(16, 32, 4, 4, 3))
 """For values and for codes. Bounded on purpose: each is compiled ahead of time and checked."""
-MANY = Shares(64, 64, 1, 4, 2)
-"""For more rows than 16, in 16 bits."""
+ROW = (Shares(1, 4, 32, 8, 1), Shares(1, 4, 32, 2, 1))
+"""The same for one row, by ``kernels/one_row.py``; parts are blocks of quads."""
+MANY = (Shares(64, 32, 1, 4, 2), Shares(32, 32, 1, 4, 2))
+"""The same for more rows than 16, in 16 bits."""
 FEW_FLOAT32 = (Shares(16, 16, 2, 4, 2), Shares(16, 16, 2, 4, 2))
 
 
@@ -50,7 +52,10 @@ def sparse24(
     flat = checked(x, weights.columns, n, own, bias, same=True)
     rows, blocks = len(flat), k // (4 * BLOCK)
     product = Product(flat, 1, rows, n, 1, bias, epilogue, x.dtype)
-    if product.result.numel():
+    # A row of whole blocks needs no padding.
+    if row_of(flat, weights.masks, shares) and flat.shape[1] == k:
+        _row(flat, weights, product, shares or ROW[coded])
+    elif product.result.numel():
         s = shares or shares_for(rows, x.dtype, coded=coded)
         values = weights.codes if isinstance(weights, Sparse24Codes) else weights.values
         sparse24_kernel[(-(-n // s.n), -(-rows // s.m))](
@@ -62,11 +67,33 @@ def sparse24(
     return product.result.reshape(*x.shape[:-1], n)
 
 
+def _row(x: Tensor, weights: Sparse24 | Sparse24Codes, product: Product, s: Shares) -> None:
+    from .kernels.one_row import sparse24_row_kernel
+
+    n, k = weights.shape
+    codes = weights.codes if isinstance(weights, Sparse24Codes) else weights.values
+    scales = weights.scales if isinstance(weights, Sparse24Codes) else weights.values
+    constants = _finish(product)
+    sparse24_row_kernel[(-(-n // 4), product.rows)](
+        x.view(torch.int64), codes, weights.masks, scales, *product.pointers, product.rows, n, k // (4 * BLOCK),
+        weights.scales.shape[1] if isinstance(weights, Sparse24Codes) else 0, PARTS=s.parts,
+        **row_constants(x.dtype, weights), **constants, num_warps=s.warps, num_stages=s.stages,
+    )  # fmt: skip
+
+
+def row_constants(dtype: torch.dtype, weights: Sparse24 | Sparse24Codes) -> dict[str, Any]:
+    """The constexpr arguments of a product of one row that concern the weights."""
+    coded = isinstance(weights, Sparse24Codes)
+    choose, registers = ("", "") if interpreted() else unpacking.choose24(dtype, coded=coded)
+    halves = weights.group // (2 * BLOCK) if isinstance(weights, Sparse24Codes) else 1
+    return {"CODES": coded, "HALVES": halves, "CHOOSE": choose, "REGISTERS": registers}
+
+
 def shares_for(rows: int, dtype: torch.dtype, *, coded: bool) -> Shares:
     """The block sizes for a number of rows, for values or for codes."""
     if dtype == torch.float32:
         return FEW_FLOAT32[coded]
-    return MANY if rows > FEW_ROWS else FEW[coded]
+    return (MANY if rows > FEW_ROWS else FEW)[coded]
 
 
 def constants(dtype: torch.dtype, weights: Sparse24 | Sparse24Codes) -> dict[str, Any]:

@@ -11,13 +11,20 @@ from typing import Any
 
 import torch
 
-from . import gemm, quantized, sparse
+from . import gemm, quantized, sparse, unpacking
 from .aot import Variant
-from .codes import GROUPS, NF4
+from .codes import GROUPS, NF4, Codes8
 from .pattern24 import Sparse24, Sparse24Codes
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _SIZES = ("rows", "n", "k", "groups", "batches", "blocks", "x_batch", "x_row", "w_batch", "w_row")
+
+_NOTHING = torch.empty(0)
+_KINDS24: dict[str, Sparse24 | Sparse24Codes] = {
+    "": Sparse24(_NOTHING, _NOTHING, 0), "_w4 g64": Sparse24Codes(_NOTHING, _NOTHING, _NOTHING, 64, 0),
+    "_w4 g128": Sparse24Codes(_NOTHING, _NOTHING, _NOTHING, 128, 0),
+}  # fmt: skip
+"""Weights with the pattern 2:4, without any."""
 
 
 def product_variants() -> Iterator[Variant]:
@@ -27,6 +34,8 @@ def product_variants() -> Iterator[Variant]:
         yield from _four_bits(name, dtype)
         yield from _eight_bits(name, dtype)
         yield from _sparse(name, dtype)
+        if dtype != torch.float32:
+            yield from _one_row(name, dtype)
     yield from _scaled()
     yield from _rows()
 
@@ -116,24 +125,21 @@ def _four_bits(name: str, dtype: torch.dtype) -> Iterator[Variant]:
     forms = {
         "": (False, False, integers, False), " zeros": (True, False, integers, False),
         " nf4": (False, True, baked, False), " table": (False, True, "", False),
-        " gated": (False, False, integers, True), " one row": (False, False, integers, False),
+        " gated": (False, False, integers, True),
     }  # fmt: skip
     table = quantized.FOUR_FEW_FLOAT32[:1] if single else quantized.FOUR_FEW
     for number, s in enumerate(table):
         for group in GROUPS:
             for form, (zeros, tabled, unpack, gated) in forms.items():
-                if form and (group != 128 or (single and form == " nf4") or (form == " table" and not number)):
+                if form and (group != 128 or (single and form == " nf4")):
                     continue
-                if not number and not single and (group == 32 or form == " zeros"):
+                if not number and not single and (group == 32 or form):
                     continue
                 constants = fixed | {
                     "BLOCK_M": s.m, "BLOCK_N": s.n, "HALF": group // 2, "PARTS": quantized.parts_of(s, group),
                     "HAS_ZEROS": zeros,
                     "TABLE": tabled, "UNPACK": unpack, "GATED": gated,
                 }  # fmt: skip
-                if form == " one row":
-                    # A size of 1 is a constant to Triton: another way through its compiler.
-                    constants["rows"] = 1
                 weights = s.n * group * constants["PARTS"] * (2 if gated else 1)
                 yield Variant(f"w4 few{form} {name} g{group} {number}", few,
                               signature_of(few, pointers, constants, pointer), constants, s.warps, s.stages, ("n",),
@@ -156,22 +162,29 @@ def _eight_bits(name: str, dtype: torch.dtype) -> Iterator[Variant]:
 
     pointer = f"*{name}"
     single = dtype == torch.float32
-    kernel = KERNELS["eight_bits"]
     pointers = {"codes": "*u8", "zeros": "*u8", "table": "*fp32"}
     forms = {"": ("integer", False, False), " grouped zeros": ("integer", True, True), " e4m3": ("float", False, False),
              " table": ("table", False, False)}  # fmt: skip
-    for number, s in enumerate(quantized.EIGHT_FLOAT32[1:3] if single else quantized.EIGHT):
+    fixed = {"BLOCK_K": 64, "PER": 2, "GROUP": 8, "PRECISION": "ieee" if single else "tf32", "EXACT": False}
+    few = quantized.EIGHT_FEW_FLOAT32[:1] if single else quantized.EIGHT_FEW
+    many = quantized.EIGHT_MANY_FLOAT32[:1] if single else quantized.EIGHT_MANY
+    for number, s in enumerate((*few, *many)):
         for form, (kind, zeros, in_groups) in forms.items():
-            if form and (number != 1 or single):
+            if form and (single or number not in (1, 3)):
                 continue
-            constants = _fused() | {
-                "BLOCK_M": s.m, "BLOCK_N": s.n, "BLOCK_K": 64, "PARTS": s.parts, "KIND": kind, "HAS_ZEROS": zeros,
-                "GROUPED": in_groups, "PER": 2, "GROUP": 8, "PRECISION": "ieee" if single else "tf32", "EXACT": False,
+            constants = fixed | _fused() | {
+                "BLOCK_M": s.m, "BLOCK_N": s.n, "KIND": kind, "HAS_ZEROS": zeros, "GROUPED": in_groups,
             }  # fmt: skip
-            weights = s.n * 64 * s.parts
-            yield Variant(f"w8{form} {name} {number}", kernel, signature_of(kernel, pointers, constants, pointer),
-                          constants, s.warps, s.stages, ("n", "k"),
-                          work=_work(weights, 2 * s.m * weights, s.m))  # fmt: skip
+            weights = s.n * 64
+            kernel, title = KERNELS["eight_bits_many"], "many"
+            if isinstance(s, quantized.Shares):
+                kernel, title = KERNELS["eight_bits_few"], "few"
+                constants["PARTS"] = s.parts
+                weights *= s.parts
+            work = _work(weights + (0 if title == "few" else s.m * 64 * dtype.itemsize), 2 * s.m * weights, s.m)
+            yield Variant(f"w8 {title}{form} {name} {number % len(few)}", kernel,
+                          signature_of(kernel, pointers, constants, pointer), constants, s.warps, s.stages,
+                          ("n", "k"), work=work)  # fmt: skip
 
 
 def _scaled() -> Iterator[Variant]:
@@ -202,12 +215,7 @@ def _sparse(name: str, dtype: torch.dtype) -> Iterator[Variant]:
 
     pointer = f"*{name}"
     kernel = KERNELS["sparse24"]
-    nothing = torch.empty(0)
-    kinds: dict[str, Sparse24 | Sparse24Codes] = {
-        "": Sparse24(nothing, nothing, 0), "_w4 g64": Sparse24Codes(nothing, nothing, nothing, 64, 0),
-        "_w4 g128": Sparse24Codes(nothing, nothing, nothing, 128, 0),
-    }  # fmt: skip
-    for (kind, weights), rows in itertools.product(kinds.items(), (16,) if dtype == torch.float32 else (16, 64)):
+    for (kind, weights), rows in itertools.product(_KINDS24.items(), (16,) if dtype == torch.float32 else (16, 64)):
         coded = bool(kind)
         s = sparse.shares_for(rows, dtype, coded=coded)
         constants: dict[str, Any] = {
@@ -221,6 +229,53 @@ def _sparse(name: str, dtype: torch.dtype) -> Iterator[Variant]:
         yield Variant(title, kernel, signature_of(kernel, pointers, constants, pointer), constants,
                       s.warps, s.stages, ("n", "blocks", "groups"),
                       work=_work(size, 8 * s.m * quads, s.m))  # fmt: skip
+
+
+def _one_row(name: str, dtype: torch.dtype) -> Iterator[Variant]:
+    """Products of one row. A size of 1 is a constant to Triton."""
+    from .kernels.one_row import CHANNELS, KERNELS
+
+    pointer = f"*{name}"
+    kernel = KERNELS["four_bits_row"]
+    sixteen = unpacking.SIXTEEN
+    forms = {
+        "": (False, False, sixteen, False), " zeros": (True, False, sixteen, False),
+        " nf4": (False, True, quantized.assembly(dtype, NF4, True), False), " table": (False, True, "", False),
+        " gated": (False, False, sixteen, True),
+    }  # fmt: skip
+    pointers = {"x": "*i64", "codes": "*i32", "zeros": "*u8", "table": "*fp32", "values": pointer, "masks": "*u8"}
+    blocks = enumerate(quantized.FOUR_ROW)
+    for (number, s), group, (form, (zeros, tabled, unpack, gated)) in itertools.product(blocks, GROUPS, forms.items()):
+        if form and (group != 128 or (form == " table" and not number)):
+            continue
+        constants: dict[str, Any] = {
+            "HALF": group // 2, "PARTS": quantized.row_parts(s, group), "HAS_ZEROS": zeros, "TABLE": tabled,
+            "UNPACK": unpack, "GATED": gated, "rows": 1, **_fused("silu" if gated else "none"),
+        }  # fmt: skip
+        weights = CHANNELS * group * constants["PARTS"]
+        yield Variant(f"w4 row{form} {name} g{group} {number}", kernel,
+                      signature_of(kernel, pointers, constants, pointer), constants, s.warps, s.stages, ("n",),
+                      work={"bytes": weights * (0.5 + 2 / group), "flops": 0})  # fmt: skip
+    kernel = KERNELS["eight_bits_row"]
+    s = quantized.EIGHT_ROW
+    eight = {"": ("integer", None, False), " grouped zeros": ("integer", 128, True), " e4m3": ("float", None, False),
+             " table": ("table", None, False)}  # fmt: skip
+    for form, (kind, in_groups, zeros) in eight.items():
+        weights8 = Codes8(_NOTHING, _NOTHING, in_groups, kind)
+        constants = {"PARTS": s.parts, "HAS_ZEROS": zeros, "rows": 1, **quantized.row_constants8(weights8), **_fused()}
+        yield Variant(f"w8 row{form} {name}", kernel, signature_of(kernel, pointers, constants, pointer), constants,
+                      s.warps, s.stages, ("n", "k"),
+                      work={"bytes": CHANNELS * 64 * s.parts, "flops": 0})  # fmt: skip
+    kernel = KERNELS["sparse24_row"]
+    for kind, packed in _KINDS24.items():
+        coded = isinstance(packed, Sparse24Codes)
+        s = sparse.ROW[coded]
+        constants = {"PARTS": s.parts, "rows": 1, **sparse.row_constants(dtype, packed), **_fused()}
+        quads = 32 * CHANNELS * s.parts
+        yield Variant(f"sparse24{kind} row {name}", kernel,
+                      signature_of(kernel, pointers | ({"values": "*u8"} if coded else {}), constants, pointer),
+                      constants, s.warps, s.stages, ("n", "blocks", "groups"),
+                      work={"bytes": quads * (1.5 if coded else 4.5), "flops": 0})  # fmt: skip
 
 
 def _rows() -> Iterator[Variant]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from burnish.backends.triton import unpacking
@@ -35,8 +36,16 @@ def _fused(a: int, b: int, c: int, dtype: torch.dtype) -> int:
     return low | high << 16
 
 
-def _execute(assembly: str, given: dict[str, int], dtype: torch.dtype, planes: int = 2) -> list[torch.Tensor]:
-    """The planes, 4 numbers each, that the assembly makes of registers."""
+def _single(word: int) -> np.float32:
+    return np.uint32(word).view(np.float32)
+
+
+def _word(number: np.float32) -> int:
+    return int(np.float32(number).view(np.uint32))
+
+
+def _run(assembly: str, given: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
+    """The registers that the assembly makes of registers; numbers are their bits."""
     registers = dict(given)
 
     def value(name: str) -> int:
@@ -64,10 +73,32 @@ def _execute(assembly: str, given: dict[str, int], dtype: torch.dtype, planes: i
                 registers[target] = arguments[0] >> arguments[1]
             case ["prmt", _]:
                 registers[target] = _permute(*arguments)
+            case ["lop3", _]:
+                a, b, c, table = arguments
+                registers[target] = sum(
+                    ((table >> ((a >> i & 1) << 2 | (b >> i & 1) << 1 | (c >> i & 1))) & 1) << i for i in range(32)
+                )
+            case ["shr", "u64"]:
+                registers[target] = arguments[0] >> arguments[1]
+            case ["cvt", "u32" | "u16" as narrow, _]:
+                registers[target] = arguments[0] & (0xFFFFFFFF if narrow == "u32" else 0xFFFF)
+            case ["cvt", "f32", "f16"]:
+                registers[target] = _word(np.float32(np.uint16(arguments[0]).view(np.float16)))
+            case ["mul", "rn", "f32"]:
+                registers[target] = _word(_single(arguments[0]) * _single(arguments[1]))
+            case ["fma", "rn", "f32"]:
+                a, b, c = (np.float64(_single(x)) for x in arguments)
+                registers[target] = _word(np.float32(a * b + c))
             case ["fma", "rn", _]:
                 registers[target] = _fused(*arguments, dtype)
             case other:
                 raise AssertionError(f"an unknown instruction: {other}")
+    return registers
+
+
+def _execute(assembly: str, given: dict[str, int], dtype: torch.dtype, planes: int = 2) -> list[torch.Tensor]:
+    """The planes, 4 numbers each, that the assembly makes of registers."""
+    registers = _run(assembly, given, dtype)
     return [torch.cat([_halves(registers[f"${2 * i + j}"], dtype) for j in (0, 1)]) for i in range(planes)]
 
 
@@ -118,3 +149,50 @@ def test_quads_have_their_values_at_their_places(dtype: torch.dtype, half: int) 
                 want = 0.0 if which is None else float(values[which, quad])
                 assert float(planes[place][quad]) == want
                 assert float(coded[place][quad]) == (0.0 if which is None else float(codes[which, quad]) - 8)
+
+
+def _pairs(values: torch.Tensor) -> list[int]:
+    """16-bit numbers, two to a word."""
+    return [(a & 0xFFFF) | (b & 0xFFFF) << 16 for a, b in values.view(torch.int16).reshape(-1, 2).tolist()]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("coded", [False, True])
+def test_quads_meet_the_activations_at_their_places(dtype: torch.dtype, coded: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
+    assembly, constraints = unpacking.choose24(dtype, coded=coded)
+    assert constraints.count("=f") == 8 and constraints.count("l") == 8
+    for _ in range(30):
+        chosen = [pairs[int(i)] for i in torch.randint(0, 6, (8,), generator=generator)]
+        nibbles = [1 << a | 1 << b for a, b in chosen]
+        given = {"$8": sum((nibbles[i] | nibbles[4 + i] << 4) << 8 * i for i in range(4))}
+        x = torch.randn(8, 4, generator=generator).to(dtype)
+        if coded:
+            codes = torch.randint(0, 16, (2, 8), generator=generator)
+            values = codes.double() - 8
+            words = [int(codes[0, i]) | int(codes[1, i]) << 4 for i in range(8)]
+            given |= {f"${9 + half}": sum(words[4 * half + i] << 8 * i for i in range(4)) for half in (0, 1)}
+        else:
+            numbers = torch.randn(2, 8, generator=generator).to(dtype)
+            values = numbers.double()
+            ordered = torch.cat([numbers[:, :4], numbers[:, 4:]])  # first, second, and those of the others
+            given |= {f"${9 + i}": word for i, word in enumerate(_pairs(ordered))}
+        start = 11 if coded else 17
+        for quad in range(8):
+            low, high = _pairs(x[quad])
+            given[f"${start + quad}"] = low | high << 32
+        registers = _run(assembly, given, dtype)
+        for quad, (first, second) in enumerate(chosen):
+            want = values[0, quad] * x[quad, first].double() + values[1, quad] * x[quad, second].double()
+            got = float(_single(registers[f"${quad}"]))
+            assert got == pytest.approx(float(want), rel=1e-5, abs=1e-5)
+
+
+def test_codes_stand_below_the_bits_of_a_power_of_two() -> None:
+    for code in range(256):
+        moved = code << 15 | 0x7F807FFF & ~0x007F8000 & 0xFFFFFFFF
+        assert _single(_run(unpacking.TWO_HUNDRED_AND_FIFTY_SIX, {"$1": moved}, torch.float16)["$0"]) == 256 + code
+    for code in range(16):
+        moved = code << 19 | 0xFF87FFFF
+        assert _single(_run(unpacking.SIXTEEN, {"$1": moved}, torch.float16)["$0"]) == 16 + code

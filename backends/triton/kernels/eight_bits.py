@@ -1,8 +1,9 @@
 """Products by weights in 8-bit codes: integers, float8 (e4m3) or places in a table of 256; and 8 bits by 8 bits.
 
-:func:`eight_bits_kernel` takes activations in 16 or 32 bits and expands the codes in registers; for few rows its warps
-share out the columns as in ``four_bits.py``. :func:`scaled_kernel` multiplies codes by codes, with a scale to a row and
-one to a channel.
+:func:`eight_bits_few_kernel` and :func:`eight_bits_many_kernel` take activations in 16 or 32 bits and expand the codes
+in registers, as those of ``four_bits.py`` do: few rows are bound by the codes' bytes, and the warps share out the
+columns; many by the tensor cores, whose left operand weights are. :func:`scaled_kernel` multiplies codes by codes, with
+a scale to a row and one to a channel.
 """
 
 from __future__ import annotations
@@ -25,7 +26,22 @@ def from_e4m3(byte):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def eight_bits_kernel(  # type: ignore[no-untyped-def]
+def _expanded(  # type: ignore[no-untyped-def]
+    byte, zero, table, dtype: tl.constexpr, KIND: tl.constexpr, HAS_ZEROS: tl.constexpr
+):  # fmt: skip
+    """What codes stand for, without their scale."""
+    if KIND == "integer":
+        # Differences of codes are whole numbers up to 255, exact in any type.
+        value = byte.to(tl.float32) - (zero.to(tl.float32) if HAS_ZEROS else 128.0)
+    elif KIND == "float":
+        value = from_e4m3(byte)
+    else:
+        value = tl.load(table + byte.to(tl.int32))
+    return value.to(dtype)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def eight_bits_few_kernel(  # type: ignore[no-untyped-def]
     x, codes, scales, zeros, table, bias, y, e0, e1, e2, e3, rows, n, k, groups,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, KIND: tl.constexpr,
     HAS_ZEROS: tl.constexpr, GROUPED: tl.constexpr, PER: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -53,28 +69,58 @@ def eight_bits_kernel(  # type: ignore[no-untyped-def]
         byte = tl.load(codes + channel[None, :, None] * k + at_k, mask=in_k, other=0)
         at_g = at_b // PER
         in_g = at_g < groups
-        if KIND == "integer" and HAS_ZEROS:
-            # Differences of codes are whole numbers up to 255, exact in any type.
-            if GROUPED:
-                place = channel[None, :] * groups + at_g[:, None]
-                zero = tl.load(zeros + place, mask=in_g[:, None], other=128)[:, :, None]
-            else:
-                zero = tl.load(zeros + channel)[None, :, None]
-            w = (byte.to(tl.float32) - zero.to(tl.float32)).to(a.dtype)
-        elif KIND == "integer":
-            w = (byte.to(tl.float32) - 128.0).to(a.dtype)
-        elif KIND == "float":
-            w = from_e4m3(byte).to(a.dtype)
-        else:
-            w = tl.load(table + byte.to(tl.int32)).to(a.dtype)
+        place = channel[None, :] * groups + at_g[:, None]
+        zero = byte
+        if HAS_ZEROS and GROUPED:
+            zero = tl.load(zeros + place, mask=in_g[:, None], other=128)[:, :, None]
+        elif HAS_ZEROS:
+            zero = tl.load(zeros + channel)[None, :, None]
+        w = _expanded(byte, zero, table, a.dtype, KIND, HAS_ZEROS)
         total = tl.dot(a, tl.permute(w, (0, 2, 1)), input_precision=PRECISION)
         if GROUPED:
-            place = channel[None, :] * groups + at_g[:, None]
             total *= tl.load(scales + place, mask=in_g[:, None], other=0.0).to(tl.float32)[:, None, :]
         acc += total
     value = tl.sum(acc, 0)
     if not GROUPED:
         value *= tl.load(scales + channel).to(tl.float32)[None, :]
+    first = tl.cast(0, tl.int64)
+    finish(value, value, bias, y, e0, e1, e2, e3, first, at_m, at_n, rows, n, False, HAS_BIAS, ACTIVATION, EPILOGUE)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def eight_bits_many_kernel(  # type: ignore[no-untyped-def]
+    x, codes, scales, zeros, table, bias, y, e0, e1, e2, e3, rows, n, k, groups,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, KIND: tl.constexpr,
+    HAS_ZEROS: tl.constexpr, GROUPED: tl.constexpr, PER: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """:func:`eight_bits_few_kernel` for many rows; a step takes BLOCK_K columns."""
+    tile_m, tile_n = grouped(tl.program_id(0), rows, n, BLOCK_M, BLOCK_N, GROUP)
+    at_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    at_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    channel = tl.minimum(at_n, n - 1).to(tl.int64)
+    row = tl.minimum(at_m, rows - 1).to(tl.int64)
+    acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+    for step in range(0, tl.cdiv(k, BLOCK_K)):
+        at_k = step * BLOCK_K + tl.arange(0, BLOCK_K)
+        in_k = (at_k < k)[None, :]
+        byte = tl.load(codes + channel[:, None] * k + at_k[None, :], mask=in_k, other=0)
+        a = tl.load(x + row[:, None] * k + at_k[None, :], mask=in_k, other=0.0)
+        if EXACT:
+            a = a.to(tl.float32)
+        place = channel * groups + (step // PER if GROUPED else 0)
+        zero = byte
+        if HAS_ZEROS:
+            zero = tl.load(zeros + place)[:, None]
+        w = _expanded(byte, zero, table, a.dtype, KIND, HAS_ZEROS)
+        if GROUPED:
+            total = tl.dot(w, tl.trans(a), input_precision=PRECISION)
+            acc += total * tl.load(scales + place).to(tl.float32)[:, None]
+        else:
+            acc = tl.dot(w, tl.trans(a), acc, input_precision=PRECISION)
+    if not GROUPED:
+        acc *= tl.load(scales + channel).to(tl.float32)[:, None]
+    value = tl.trans(acc)
     first = tl.cast(0, tl.int64)
     finish(value, value, bias, y, e0, e1, e2, e3, first, at_m, at_n, rows, n, False, HAS_BIAS, ACTIVATION, EPILOGUE)
 
@@ -140,5 +186,7 @@ def _add_codes(acc, a, b, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
     return acc
 
 
-KERNELS: dict[str, Any] = {"eight_bits": eight_bits_kernel, "scaled": scaled_kernel}
+KERNELS: dict[str, Any] = {
+    "eight_bits_few": eight_bits_few_kernel, "eight_bits_many": eight_bits_many_kernel, "scaled": scaled_kernel,
+}  # fmt: skip
 """The kernels by name."""
