@@ -200,13 +200,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = set(options.only or ()) - set(sections)
     if unknown:
         parser.error(f"no section {', '.join(sorted(unknown))} here: {', '.join(sections)}")
-    found = {name: run_section(name, seconds) for name, seconds in sections.items()
-             if not options.only or name in options.only}  # fmt: skip
-    if options.out:
-        import triton
+    import triton
 
-        device = torch.cuda.get_device_name() if gpu else "none: interpreter, and estimates"
-        _write(options.out, {"device": device, "torch": torch.__version__, "triton": triton.__version__, **found})
+    device = torch.cuda.get_device_name() if gpu else "none: interpreter, and estimates"
+    about = {"device": device, "torch": torch.__version__, "triton": triton.__version__}
+    found: dict[str, Any] = {}
+    for name, seconds in sections.items():
+        if not options.only or name in options.only:
+            found[name] = run_section(name, seconds)
+            if options.out:  # after each: whoever lends the GPU may end the call
+                _write(options.out, about | found)
     return int(any(result["bad"] for result in found.values()))
 
 
