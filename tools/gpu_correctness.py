@@ -197,7 +197,7 @@ def pruned(n: int, k: int, dtype: torch.dtype, device: str) -> Tensor:
 
 def _sparse(device: str, dtype: torch.dtype, large: bool) -> Iterator[Case]:
     n, k = (1024, 4096) if large else (40, 128)
-    for rows in (1, 17):
+    for rows in (1, 17, 80):
         weights, x = pruned(n, k, dtype, device), torch.randn(rows, k, device=device).to(dtype)
         packed, coded = pattern24.pack24(weights), pattern24.quantize24(weights, 64)
         yield Case(_named(f"sparse24 {rows} rows", dtype),

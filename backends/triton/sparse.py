@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import unpacking
 from .fused import PLAIN, Epilogue, Product, checked, exact, gate, halved, interpreted
+from .gemm import gemm
 from .pattern24 import BLOCK, Sparse24, Sparse24Codes
 from .quantized import FEW as FEW_ROWS
 from .quantized import Shares, row_of
@@ -18,7 +19,12 @@ FEW = (Shares(16, 16, 4, 4, 3), Shares(16, 32, 4, 4, 3))
 ROW = (Shares(1, 4, 32, 8, 1), Shares(1, 4, 32, 2, 1))
 """The same for one row, by ``kernels/one_row.py``; parts are blocks of quads."""
 MANY = (Shares(64, 32, 1, 4, 2), Shares(32, 32, 1, 4, 2))
-"""The same for more rows than 16, in 16 bits."""
+"""The same for 17 to 64 rows, in 16 bits."""
+MOST_ROWS = 64
+"""With more rows than these weights are expanded in memory first. Expanded in registers, once for every 64 rows, 4,096
+rows took an H100 16 times as long as the dense product; writing and reading dense weights is a tenth of that product."""
+_EXPANDED = 32
+"""Blocks of quads that a program expands."""
 FEW_FLOAT32 = (Shares(16, 16, 2, 4, 2), Shares(16, 16, 2, 4, 2))
 
 
@@ -51,6 +57,9 @@ def sparse24(
     own = weights.scales if isinstance(weights, Sparse24Codes) else weights.values
     flat = checked(x, weights.columns, n, own, bias, same=True)
     rows, blocks = len(flat), k // (4 * BLOCK)
+    if rows > MOST_ROWS and shares is None:
+        wide = torch.nn.functional.pad(flat, (0, k - flat.shape[1]))
+        return gemm(wide, expand24(weights), bias, epilogue=epilogue).reshape(*x.shape[:-1], n)
     product = Product(flat, 1, rows, n, 1, bias, epilogue, x.dtype)
     # A row of whole blocks needs no padding.
     if row_of(flat, weights.masks, shares) and flat.shape[1] == k:
@@ -65,6 +74,23 @@ def sparse24(
             EXACT=exact(x), **_finish(product), num_warps=s.warps, num_stages=s.stages,
         )  # fmt: skip
     return product.result.reshape(*x.shape[:-1], n)
+
+
+def expand24(weights: Sparse24 | Sparse24Codes) -> Tensor:
+    """The dense weights [N, K], K padded, of the type of the values or scales."""
+    from .kernels.sparse import expand24_kernel
+
+    n, k = weights.shape
+    coded = isinstance(weights, Sparse24Codes)
+    values, scales = (weights.codes, weights.scales) if isinstance(weights, Sparse24Codes) else (weights.values,) * 2
+    dense = torch.empty(n, k, dtype=scales.dtype, device=scales.device)
+    blocks = k // (4 * BLOCK)
+    if dense.numel():
+        expand24_kernel[(n, -(-blocks // _EXPANDED))](
+            values, weights.masks, scales, dense, n, blocks, scales.shape[1] if coded else 0, PARTS=_EXPANDED,
+            CODES=coded, HALVES=_halves(weights), num_warps=4,
+        )  # fmt: skip
+    return dense
 
 
 def _row(x: Tensor, weights: Sparse24 | Sparse24Codes, product: Product, s: Shares) -> None:
@@ -85,8 +111,7 @@ def row_constants(dtype: torch.dtype, weights: Sparse24 | Sparse24Codes) -> dict
     """The constexpr arguments of a product of one row that concern the weights."""
     coded = isinstance(weights, Sparse24Codes)
     choose, registers = ("", "") if interpreted() else unpacking.choose24(dtype, coded=coded)
-    halves = weights.group // (2 * BLOCK) if isinstance(weights, Sparse24Codes) else 1
-    return {"CODES": coded, "HALVES": halves, "CHOOSE": choose, "REGISTERS": registers}
+    return {"CODES": coded, "HALVES": _halves(weights), "CHOOSE": choose, "REGISTERS": registers}
 
 
 def shares_for(rows: int, dtype: torch.dtype, *, coded: bool) -> Shares:
@@ -101,9 +126,13 @@ def constants(dtype: torch.dtype, weights: Sparse24 | Sparse24Codes) -> dict[str
     coded = isinstance(weights, Sparse24Codes)
     plain = interpreted() or dtype == torch.float32
     expand = ["" if plain else unpacking.expand24(half, dtype if coded else None) for half in (0, 1)]
-    halves = weights.group // (2 * BLOCK) if isinstance(weights, Sparse24Codes) else 1
-    return {"CODES": coded, "HALVES": halves, "EXPAND": expand[0], "EXPAND_HIGH": expand[1],
+    return {"CODES": coded, "HALVES": _halves(weights), "EXPAND": expand[0], "EXPAND_HIGH": expand[1],
             "PRECISION": "ieee" if dtype == torch.float32 else "tf32"}  # fmt: skip
+
+
+def _halves(weights: Sparse24 | Sparse24Codes) -> int:
+    """Half blocks that share a scale."""
+    return weights.group // (2 * BLOCK) if isinstance(weights, Sparse24Codes) else 1
 
 
 def _finish(product: Product) -> dict[str, Any]:

@@ -229,6 +229,12 @@ def _sparse(name: str, dtype: torch.dtype) -> Iterator[Variant]:
         yield Variant(title, kernel, signature_of(kernel, pointers, constants, pointer), constants,
                       s.warps, s.stages, ("n", "blocks", "groups"),
                       work=_work(size, 8 * s.m * quads, s.m))  # fmt: skip
+    kernel = KERNELS["expand24"]
+    for kind in _KINDS24:
+        constants = {"PARTS": 32, "CODES": bool(kind), "HALVES": 2 if kind.endswith("128") else 1}
+        pointers = {"values": "*u8" if kind else pointer, "masks": "*u8"}
+        yield Variant(f"expand24{kind} {name}", kernel, signature_of(kernel, pointers, constants, pointer), constants,
+                      4, 3, ("n", "blocks", "groups"))  # fmt: skip
 
 
 def _one_row(name: str, dtype: torch.dtype) -> Iterator[Variant]:

@@ -130,5 +130,35 @@ def _add(total, start, inside, weights, PRECISION: tl.constexpr, EXACT: tl.const
     return tl.dot(given, tl.permute(weights, (0, 2, 1)), total, input_precision=PRECISION)
 
 
-KERNELS: dict[str, Any] = {"sparse24": sparse24_kernel}
+@triton.jit  # type: ignore[untyped-decorator]
+def expand24_kernel(  # type: ignore[no-untyped-def]
+    values, masks, scales, y, n, blocks, groups, PARTS: tl.constexpr, CODES: tl.constexpr, HALVES: tl.constexpr
+):  # fmt: skip
+    """The dense weights y [n, 128 blocks] of those of :func:`sparse24_kernel`; a channel and PARTS blocks a program."""
+    channel = tl.program_id(0).to(tl.int64)
+    at_b = tl.program_id(1) * PARTS + tl.arange(0, PARTS)
+    in_b = (at_b < blocks)[:, None]
+    at_j = tl.arange(0, 16)[None, :]
+    quads = blocks * 32
+    both = tl.load(masks + channel * (blocks * 16) + at_b[:, None] * 16 + at_j, mask=in_b, other=0).to(tl.int32)
+    for half in tl.static_range(2):
+        mask = (both >> (4 * half)) & 15
+        at_q = at_b[:, None] * 32 + half * 16 + at_j
+        first = tl.load(values + channel * quads + at_q, mask=in_b, other=0)
+        if CODES:
+            group = (at_b * 2 + half) // HALVES
+            scale = tl.load(scales + channel * groups + group, mask=at_b < blocks, other=0.0).to(tl.float32)[:, None]
+            one = ((first & 15).to(tl.float32) - 8.0) * scale
+            other = ((first >> 4).to(tl.float32) - 8.0) * scale
+        else:
+            one = first.to(tl.float32)
+            other = tl.load(values + (n + channel) * quads + at_q, mask=in_b, other=0).to(tl.float32)
+        even = tl.join(_place(mask, one, other, 0), _place(mask, one, other, 2))
+        odd = tl.join(_place(mask, one, other, 1), _place(mask, one, other, 3))
+        tile = tl.reshape(tl.join(even, odd), (PARTS, 16, 4))
+        at = y + channel * (4 * quads) + at_q[:, :, None] * 4 + tl.arange(0, 4)[None, None, :]
+        tl.store(at, tile.to(y.dtype.element_ty), mask=in_b[:, :, None])
+
+
+KERNELS: dict[str, Any] = {"sparse24": sparse24_kernel, "expand24": expand24_kernel}
 """The kernels by name."""
