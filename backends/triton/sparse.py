@@ -22,7 +22,7 @@ MANY = (Shares(64, 32, 1, 4, 2), Shares(32, 32, 1, 4, 2))
 """The same for 17 to 64 rows, in 16 bits."""
 MOST_ROWS = 64
 """With more rows than these weights are expanded in memory first. Expanded in registers, once for every 64 rows, 4,096
-rows took an H100 16 times as long as the dense product; writing and reading dense weights is a tenth of that product."""
+rows took an H100 16 times as long as the dense product; to write and read dense weights is a tenth of that."""
 _EXPANDED = 32
 """Blocks of quads that a program expands."""
 FEW_FLOAT32 = (Shares(16, 16, 2, 4, 2), Shares(16, 16, 2, 4, 2))
