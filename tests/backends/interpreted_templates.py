@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 import torch
-from burnish.backends.triton import fused, gemm, pattern24, sparse
+from burnish.backends.triton import codes, fused, gemm, pattern24, quantized, sparse
 from burnish.tools.gpu_correctness import cases, pruned
 from burnish.tools.gpu_decoder import Shape, right
 
@@ -40,6 +40,34 @@ def _forms() -> None:
     assert torch.allclose(got.double(), (y.double() @ weights.double().T).relu(), atol=1e-4)
 
 
+def _one_row() -> None:
+    """Channels that do not fill a program, rows that cannot be read as words, padded columns, blocks by hand."""
+    w, x = torch.randn(14, 128), torch.randn(3, 128).half()
+    packed = codes.quantize4(w.half(), 32)
+    want = x.double() @ codes.dequantize4(packed).double().T
+    shifted = torch.empty(129).half()[1:].copy_(x[0])
+    assert shifted.data_ptr() % 8
+    gate = fused.Epilogue("silu", gated=True)
+    gated = torch.nn.functional.silu(want[:, :7]) * want[:, 7:]
+    for got, right_ in (
+        (quantized.w4a16(x[0], packed), want[0]), (quantized.w4a16(shifted, packed), want[0]),
+        (quantized.w4a16(x[1], packed, epilogue=gate), gated[1]),
+        (quantized.w4a16(x, packed, shares=quantized.Shares(1, 4, 8, 1, 1)), want),
+        (quantized.w4a16(x[:1], packed, epilogue=fused.residual(x[:1, :14])), want[:1] + x[:1, :14].double()),
+    ):  # fmt: skip
+        assert float((got.double() - right_).abs().max() / right_.abs().max()) < 4e-3
+    for eight in (codes.quantize8(w.half(), 32, symmetric=False), codes.quantize8(w[:, :100].half())):
+        row = x[:1, : eight.shape[1]]
+        other = row.double() @ codes.dequantize8(eight).double().T
+        assert float((quantized.w8a16(row, eight).double() - other).abs().max() / other.abs().max()) < 4e-3
+    for columns in (128, 100):
+        weights = pruned(7, columns, torch.float16, "cpu")
+        row = x[:1, :columns]
+        other = row.double() @ weights.double().T
+        got = sparse.sparse24(row, pattern24.pack24(weights))
+        assert float((got.double() - other).abs().max() / other.abs().max()) < 4e-3
+
+
 def _tma() -> None:
     """The kernel with tensor descriptors, which a launch takes on Hopper GPUs alone."""
     x, w = torch.randn(40, 64).half(), torch.randn(24, 64).half()
@@ -59,6 +87,7 @@ def main(endings: list[str]) -> None:
         assert error <= 1, f"{case.name}: {error} of what is allowed"
         ran += 1
     _forms()
+    _one_row()
     _tma()
     # Roundings to bfloat16 of activations in turn.
     small = Shape(layers=1, hidden=64, inner=96, heads=4, vocabulary=64, capacity=32, past=17)
