@@ -147,6 +147,7 @@ def encoders(work: Path) -> list[Rival]:
     recipes: dict[str, dict[str, Any]] = {
         "w8a8": {"passes": "w8a8"},
         "smoothquant, w8a8": {"passes": "smoothquant,quantize(scheme=w8a8)", "calibration": calibration},
+        "auto, error 0.05": {"passes": "quantize(scheme=auto,budget=0.05,generated=0)", "calibration": calibration},
     }
     rivals += [
         Rival(f"Burnish {name}", partial(_our_encoder, work, name, **options), ours=True)
