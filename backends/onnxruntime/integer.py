@@ -19,7 +19,7 @@ from ...ir.remarks import Remark
 from ...ir.rewrite import Editor
 from ...ir.weights import View, lazy
 from . import kernels
-from .nbits import CONTRIB, Quantized, read, scale_and_add, users
+from .nbits import CONTRIB, Quantized, following_bias, is_bias, read, scale_and_add, users
 
 RULE = "quantize, dequantize and multiply => MatMulIntegerToFloat"
 _FLOAT, _UNSIGNED, _SIGNED = "tensor(float)", "tensor(uint8)", "tensor(int8)"
@@ -130,18 +130,27 @@ class _Lowering:
         if self._one is None:
             self._one = edit.initializer(np.asarray(1, np.float32), "one")
         inputs = [codes, columns, scale if static else self._one, stored.scales]
+        bias = user.inputs[2] if len(user.inputs) > 2 else None
+        alpha, beta = float(attribute(user, "alpha", 1.0)), float(attribute(user, "beta", 1.0))
+        tail: onnx_ir.Node | None = None
         if static:
+            if user.op_type == "MatMul":
+                bias, tail = following_bias(user, stored.weight.n)
             inputs.append(quantize.inputs[2])
-        result = user.outputs[0]
+            # With scales of tokens, which are multiplied afterwards, the kernel cannot add it.
+            if alpha == beta == 1.0 and is_bias(bias, stored.weight.n):
+                inputs += [None, bias]
+                bias = None
+        result = (tail or user).outputs[0]
         y = edit.op(
             "MatMulIntegerToFloat", inputs, domain=CONTRIB, dtype=result.dtype, shape=result.shape,
             hint=user.name or "MatMulIntegerToFloat",
         )  # fmt: skip
         if not static:
             y = edit.op("Mul", [y, scale])
-        bias = user.inputs[2] if len(user.inputs) > 2 else None
-        y = scale_and_add(edit, y, bias, float(attribute(user, "alpha", 1.0)), float(attribute(user, "beta", 1.0)))
-        edit.replace(result, y)
+        edit.replace(result, scale_and_add(edit, y, bias, alpha, beta))
+        if tail is not None:
+            edit.sweep([tail])
 
     def _extended(self, quantize: onnx_ir.Node, extra: int) -> onnx_ir.Value:
         """The codes of an input, unsigned, and its zero points ``extra`` times behind them; made once."""

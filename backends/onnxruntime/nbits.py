@@ -294,11 +294,11 @@ def _multiply(edit: Editor, user: onnx_ir.Node, stored: _Stored) -> str | None:
     bias = user.inputs[2] if len(user.inputs) > 2 else None
     tail: onnx_ir.Node | None = None
     if user.op_type == "MatMul":
-        bias, tail = _following_bias(user, weight.n)
+        bias, tail = following_bias(user, weight.n)
     edit.at(user, [weight.node, user])
     if stored.codes is None:
         stored.codes = edit.initializer(stored.packed, f"{user.name or 'product'}.codes")
-    fused = bias if alpha == beta == 1.0 and _is_bias(bias, weight.n) else None
+    fused = bias if alpha == beta == 1.0 and is_bias(bias, weight.n) else None
     inputs = [x, stored.codes, stored.scales, stored.zeros, None, fused]
     while inputs[-1] is None:
         inputs.pop()
@@ -336,19 +336,20 @@ def _scalar(edit: Editor, number: float, like: onnx_ir.Value) -> onnx_ir.Value:
     return edit.initializer(np.asarray(number, like.dtype.numpy()), "factor")
 
 
-def _is_bias(value: onnx_ir.Value | None, n: int) -> bool:
+def is_bias(value: onnx_ir.Value | None, n: int) -> bool:
+    """Whether a value is a constant of one number a channel."""
     tensor = tensor_of(value)
     return tensor is not None and list(tensor.shape.numpy()) == [n]
 
 
-def _following_bias(user: onnx_ir.Node, n: int) -> tuple[onnx_ir.Value | None, onnx_ir.Node | None]:
+def following_bias(user: onnx_ir.Node, n: int) -> tuple[onnx_ir.Value | None, onnx_ir.Node | None]:
     """The constant bias that the only reader of the product adds, and that Add."""
     uses = list(user.outputs[0].uses())
     if len(uses) != 1 or user.outputs[0].is_graph_output() or not is_op(uses[0].node, "Add"):
         return None, None
     add = uses[0].node
     bias = add.inputs[1 - uses[0].idx]
-    return (bias, add) if _is_bias(bias, n) and add.graph is user.graph else (None, None)
+    return (bias, add) if is_bias(bias, n) and add.graph is user.graph else (None, None)
 
 
 def _gather(edit: Editor, user: onnx_ir.Node, stored: _Stored) -> str | None:

@@ -54,6 +54,27 @@ def test_convolutions_and_what_is_between_run_on_codes(parse: Parse, calibrated:
     assert 1e-4 < relative(before, after) < 0.03
 
 
+@pytest.mark.parametrize("form", ["MatMul", "Gemm", "scaled Gemm"])
+def test_the_kernel_of_products_adds_their_bias(
+    parse: Parse, calibrated: Calibrated, outputs: Outputs, form: str
+) -> None:
+    """But not where a factor stands before it."""
+    products = {
+        "MatMul": "p = MatMul(x, w)\n y = Add(b, p)", "Gemm": "y = Gemm(x, w, b)",
+        "scaled Gemm": "y = Gemm <beta = 0.5> (x, w, b)",
+    }  # fmt: skip
+    graph = parse(f"g (float[t, 256] x) => (float[t, 192] y) {{ {products[form]} }}", w=[256, 192], b=[192])
+    feeds = {"x": np.random.default_rng(4).standard_normal((6, 256)).astype(np.float32)}
+    STATIC.run(graph, calibrated(graph, feeds))
+    (before,) = outputs(graph, feeds)
+    lower(graph)
+    assert ops(graph)["Add"] == (form == "scaled Gemm")
+    (product,) = (n for n in graph.graph if n.op_type == "MatMulIntegerToFloat")
+    assert len(product.inputs) == (5 if form == "scaled Gemm" else 7)
+    (after,) = outputs(graph, feeds)
+    assert relative(before, after) < 1e-5
+
+
 def test_the_runtime_fuses_them(parse: Parse, calibrated: Calibrated, tmp_path: Any) -> None:
     from burnish.backends.onnxruntime.check import asked, running
     from burnish.backends.onnxruntime.writer import write
