@@ -56,6 +56,7 @@ def render(results: Path, documents: Path) -> None:
         "scale": scale_table(scale),
         "eight bits": eight_bits_table(eight),
         "eight bits machine": machine_line(eight),
+        "rivals machine": machine_line(rivals),
         "checks": checks_table(decoder, files, frontend, scale, generation, attention, eight),
     }
     more |= gpu_tables(json.loads((results / "gpu.json").read_text(encoding="utf-8")))
