@@ -107,7 +107,7 @@ def _linear(w: Tensor) -> Callable[[Tensor], Tensor]:
 
 def _linear4(w: tuple[Tensor, Tensor]) -> Callable[[Tensor], Tensor]:
     # The operator takes two axes only.
-    return lambda x: product_tiled4(x.flatten(0, -2), *w).unflatten(0, x.shape[:-1])
+    return lambda x: product_tiled4(x.flatten(0, -2), *w).reshape(*x.shape[:-1], -1)
 
 
 def tokens_a_second(deadline: float, shape: Shape | None = None) -> list[dict[str, Any]]:

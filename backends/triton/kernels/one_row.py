@@ -22,7 +22,7 @@ CHANNELS = 4
 """Channels that a program reads: with a gate two of the gate and their two others."""
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _two(pair, NUMBER: tl.constexpr):  # type: ignore[no-untyped-def]
     """The two 16-bit numbers of a word of 32 bits, in float32."""
     if NUMBER == tl.bfloat16:  # noqa: SIM300
@@ -34,7 +34,7 @@ def _two(pair, NUMBER: tl.constexpr):  # type: ignore[no-untyped-def]
     return low, high
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _four(quad, NUMBER: tl.constexpr):  # type: ignore[no-untyped-def]
     """The four 16-bit numbers of a word of 64 bits, in float32."""
     a, b = _two(quad.to(tl.int32), NUMBER)
@@ -42,7 +42,7 @@ def _four(quad, NUMBER: tl.constexpr):  # type: ignore[no-untyped-def]
     return a, b, c, d
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _code(word, SHIFT: tl.constexpr, UNPACK: tl.constexpr):  # type: ignore[no-untyped-def]
     """``16 + c`` for the 4-bit code at a place of a word: its bits below those of 16.0, exact, by two instructions."""
     moved = word << SHIFT if SHIFT > 0 else word >> -SHIFT
@@ -54,7 +54,7 @@ def _code(word, SHIFT: tl.constexpr, UNPACK: tl.constexpr):  # type: ignore[no-u
     return bits.to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _looked_up(table, word, SHIFT: tl.constexpr):  # type: ignore[no-untyped-def]
     return tl.load(table + ((word >> SHIFT) & 15))
 
@@ -111,7 +111,7 @@ def _finish(  # type: ignore[no-untyped-def]
                GATED, HAS_BIAS, ACTIVATION, EPILOGUE)  # fmt: skip
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _channels(n, GATED: tl.constexpr):  # type: ignore[no-untyped-def]
     """The program's first output and its four channels; past the last they are the last, read and not stored."""
     first = tl.program_id(0) * (2 if GATED else 4)
@@ -173,7 +173,7 @@ def four_bits_row_kernel(  # type: ignore[no-untyped-def]
     _finish(a, b, c, d, bias, y, e0, e1, e2, e3, row, first, rows, n, PARTS, GATED, HAS_BIAS, ACTIVATION, EPILOGUE)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _scale(  # type: ignore[no-untyped-def]
     scales, zeros, place, inside, ZERO: tl.constexpr, OFFSET: tl.constexpr, HAS_ZEROS: tl.constexpr
 ):  # fmt: skip
@@ -186,7 +186,7 @@ def _scale(  # type: ignore[no-untyped-def]
     return scale, zero
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _scaled(part, total, scale, zero, TABLE: tl.constexpr):  # type: ignore[no-untyped-def]
     """The parts of groups: what codes stand for over their values is a multiple of the sum of x."""
     result = tl.sum(part, 1)
@@ -259,7 +259,7 @@ def _eight_bits(  # type: ignore[no-untyped-def]
     return a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _byte(moved, UNPACK: tl.constexpr):  # type: ignore[no-untyped-def]
     """``256 + c`` for the code at bits 15 to 22: below the bits of 256.0, exact."""
     if UNPACK != "":
