@@ -26,6 +26,7 @@ from .bench_results import Check, write_results
 from .detections import Agreement, TextAgreement, boxes, crops, photos
 from .fetch import model_path
 from .perplexity import file_logits, perplexity
+from .rivals.bench import reason
 from .text import (
     CORPORA,
     calibration_text,
@@ -174,7 +175,7 @@ def detectors(work: Path, rounds: int, checks: list[Check]) -> dict[str, Any]:
             agreement[RUNTIME] = _agreement(name, original, other, key, judged)
             sides.append(Side(RUNTIME, str(other)))
         except Exception as error:  # whatever it raises is the row
-            missing[RUNTIME] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            missing[RUNTIME] = reason(error)
         result = measure_sides(sides, [Scenario("call", "run")], rounds, {key: images[1]})
         print(f"{name}: {agreement} {missing}", flush=True)
         ours = agreement["static"]
