@@ -16,8 +16,8 @@ from .quantized import Shares, row_of
 
 FEW = (Shares(16, 16, 4, 4, 3), Shares(16, 32, 4, 4, 3))
 """For values and for codes. Bounded on purpose: each is compiled ahead of time and checked."""
-ROW = (Shares(1, 4, 32, 8, 1), Shares(1, 4, 32, 2, 1))
-"""The same for one row, by ``kernels/one_row.py``; parts are blocks of quads."""
+ROW = (Shares(1, 4, 32, 8, 1), Shares(1, 4, 32, 2, 1), Shares(1, 4, 16, 2, 1))
+"""For one row, by ``kernels/one_row.py``: for values, codes in groups of 64, and of 128; parts are blocks of quads."""
 MANY = (Shares(64, 32, 1, 4, 2), Shares(32, 32, 1, 4, 2))
 """The same for 17 to 64 rows, in 16 bits."""
 MOST_ROWS = 64
@@ -63,7 +63,7 @@ def sparse24(
     product = Product(flat, 1, rows, n, 1, bias, epilogue, x.dtype)
     # A row of whole blocks needs no padding.
     if row_of(flat, weights.masks, shares) and flat.shape[1] == k:
-        _row(flat, weights, product, shares or ROW[coded])
+        _row(flat, weights, product, shares or row_shares(weights))
     elif product.result.numel():
         s = shares or shares_for(rows, x.dtype, coded=coded)
         values = weights.codes if isinstance(weights, Sparse24Codes) else weights.values
@@ -105,6 +105,11 @@ def _row(x: Tensor, weights: Sparse24 | Sparse24Codes, product: Product, s: Shar
         weights.scales.shape[1] if isinstance(weights, Sparse24Codes) else 0, PARTS=s.parts,
         **row_constants(x.dtype, weights), **constants, num_warps=s.warps, num_stages=s.stages,
     )  # fmt: skip
+
+
+def row_shares(weights: Sparse24 | Sparse24Codes) -> Shares:
+    """The block sizes for one row."""
+    return ROW[_halves(weights) if isinstance(weights, Sparse24Codes) else 0]
 
 
 def row_constants(dtype: torch.dtype, weights: Sparse24 | Sparse24Codes) -> dict[str, Any]:

@@ -275,7 +275,7 @@ def _one_row(name: str, dtype: torch.dtype) -> Iterator[Variant]:
     kernel = KERNELS["sparse24_row"]
     for kind, packed in _KINDS24.items():
         coded = isinstance(packed, Sparse24Codes)
-        s = sparse.ROW[coded]
+        s = sparse.row_shares(packed)
         constants = {"PARTS": s.parts, "rows": 1, **sparse.row_constants(dtype, packed), **_fused()}
         quads = 32 * CHANNELS * s.parts
         yield Variant(f"sparse24{kind} row {name}", kernel,

@@ -43,15 +43,26 @@ def _four(quad, NUMBER: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _code(word, SHIFT: tl.constexpr, UNPACK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """``16 + c`` for the 4-bit code at a place of a word: its bits below those of 16.0, exact, by two instructions."""
-    moved = word << SHIFT if SHIFT > 0 else word >> -SHIFT
+def _below(word, MASK: tl.constexpr, POWER: tl.constexpr, UNPACK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The code that the mask leaves of a word, and the power of two whose bits are put above: their sum, exact."""
     if UNPACK != "":
         # The compiler makes two instructions of this one.
-        bits = tl.inline_asm_elementwise(UNPACK, "=r,r", [moved], dtype=tl.int32, is_pure=True, pack=1)
+        bits = tl.inline_asm_elementwise(UNPACK, "=r,r", [word], dtype=tl.int32, is_pure=True, pack=1)
     else:
-        bits = (moved & 0x00780000) | 0x41800000
+        bits = (word & MASK) | POWER
     return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _code(word, SHIFT: tl.constexpr, UNPACK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``16 + c`` for a code of 4 bits, which the shift, to the left or if negative to the right, brings to bit 19."""
+    return _below(word << SHIFT if SHIFT > 0 else word >> -SHIFT, 0x00780000, 0x41800000, UNPACK)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _byte(word, SHIFT: tl.constexpr, UNPACK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``256 + c`` for a code of 8 bits, which the shift brings to bit 15."""
+    return _below(word << SHIFT if SHIFT > 0 else word >> -SHIFT, 0x007F8000, 0x43800000, UNPACK)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -246,8 +257,8 @@ def _eight_bits(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """What 4 codes of a word contribute: of 256 + c, of float8 less 256 times, or of values of the table."""
     if KIND == "integer":
-        a0, a1 = _byte(word << 15, UNPACK), _byte(word << 7, UNPACK)
-        a2, a3 = _byte(word >> 1, UNPACK), _byte(word >> 9, UNPACK)
+        a0, a1 = _byte(word, 15, UNPACK), _byte(word, 7, UNPACK)
+        a2, a3 = _byte(word, -1, UNPACK), _byte(word, -9, UNPACK)
     elif KIND == "float":
         # The bits of an e4m3 are those of a float16 256 times smaller.
         even, odd = word & 0x00FF00FF, (word >> 8) & 0x00FF00FF
@@ -257,16 +268,6 @@ def _eight_bits(  # type: ignore[no-untyped-def]
         a0, a1 = tl.load(table + (word & 255)), tl.load(table + ((word >> 8) & 255))
         a2, a3 = tl.load(table + ((word >> 16) & 255)), tl.load(table + ((word >> 24) & 255))
     return a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _byte(moved, UNPACK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """``256 + c`` for the code at bits 15 to 22: below the bits of 256.0, exact."""
-    if UNPACK != "":
-        bits = tl.inline_asm_elementwise(UNPACK, "=r,r", [moved], dtype=tl.int32, is_pure=True, pack=1)
-    else:
-        bits = (moved & 0x007F8000) | 0x43800000
-    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
