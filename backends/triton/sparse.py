@@ -52,10 +52,9 @@ def sparse24(
     if epilogue.gated:
         halved(weights.shape[0], epilogue)
         return gate(sparse24(x, weights, bias, shares=shares), epilogue)
-    coded = isinstance(weights, Sparse24Codes)
     n, k = weights.shape
-    own = weights.scales if isinstance(weights, Sparse24Codes) else weights.values
-    flat = checked(x, weights.columns, n, own, bias, same=True)
+    values, scales, groups = _stored(weights)
+    flat = checked(x, weights.columns, n, scales, bias, same=True)
     rows, blocks = len(flat), k // (4 * BLOCK)
     if rows > MOST_ROWS and shares is None:
         wide = torch.nn.functional.pad(flat, (0, k - flat.shape[1]))
@@ -65,11 +64,9 @@ def sparse24(
     if row_of(flat, weights.masks, shares) and flat.shape[1] == k:
         _row(flat, weights, product, shares or row_shares(weights))
     elif product.result.numel():
-        s = shares or shares_for(rows, x.dtype, coded=coded)
-        values = weights.codes if isinstance(weights, Sparse24Codes) else weights.values
+        s = shares or shares_for(rows, x.dtype, coded=isinstance(weights, Sparse24Codes))
         sparse24_kernel[(-(-n // s.n), -(-rows // s.m))](
-            _planes(flat, k), values, weights.masks, own, *product.pointers, rows, n, blocks,
-            weights.scales.shape[1] if isinstance(weights, Sparse24Codes) else 0,
+            _planes(flat, k), values, weights.masks, scales, *product.pointers, rows, n, blocks, groups,
             BLOCK_M=s.m, BLOCK_N=s.n, PARTS=s.parts, **constants(x.dtype, weights),
             EXACT=exact(x), **_finish(product), num_warps=s.warps, num_stages=s.stages,
         )  # fmt: skip
@@ -81,14 +78,13 @@ def expand24(weights: Sparse24 | Sparse24Codes) -> Tensor:
     from .kernels.sparse import expand24_kernel
 
     n, k = weights.shape
-    coded = isinstance(weights, Sparse24Codes)
-    values, scales = (weights.codes, weights.scales) if isinstance(weights, Sparse24Codes) else (weights.values,) * 2
+    values, scales, groups = _stored(weights)
     dense = torch.empty(n, k, dtype=scales.dtype, device=scales.device)
     blocks = k // (4 * BLOCK)
     if dense.numel():
         expand24_kernel[(n, -(-blocks // _EXPANDED))](
-            values, weights.masks, scales, dense, n, blocks, scales.shape[1] if coded else 0, PARTS=_EXPANDED,
-            CODES=coded, HALVES=_halves(weights), num_warps=4,
+            values, weights.masks, scales, dense, n, blocks, groups, PARTS=_EXPANDED,
+            CODES=isinstance(weights, Sparse24Codes), HALVES=_halves(weights), num_warps=4,
         )  # fmt: skip
     return dense
 
@@ -97,13 +93,11 @@ def _row(x: Tensor, weights: Sparse24 | Sparse24Codes, product: Product, s: Shar
     from .kernels.one_row import sparse24_row_kernel
 
     n, k = weights.shape
-    codes = weights.codes if isinstance(weights, Sparse24Codes) else weights.values
-    scales = weights.scales if isinstance(weights, Sparse24Codes) else weights.values
-    constants = _finish(product)
+    values, scales, groups = _stored(weights)
     sparse24_row_kernel[(-(-n // 4), product.rows)](
-        x.view(torch.int64), codes, weights.masks, scales, *product.pointers, product.rows, n, k // (4 * BLOCK),
-        weights.scales.shape[1] if isinstance(weights, Sparse24Codes) else 0, PARTS=s.parts,
-        **row_constants(x.dtype, weights), **constants, num_warps=s.warps, num_stages=s.stages,
+        x.view(torch.int64), values, weights.masks, scales, *product.pointers, product.rows, n, k // (4 * BLOCK),
+        groups, PARTS=s.parts, **row_constants(x.dtype, weights), **_finish(product), num_warps=s.warps,
+        num_stages=s.stages,
     )  # fmt: skip
 
 
@@ -133,6 +127,13 @@ def constants(dtype: torch.dtype, weights: Sparse24 | Sparse24Codes) -> dict[str
     expand = ["" if plain else unpacking.expand24(half, dtype if coded else None) for half in (0, 1)]
     return {"CODES": coded, "HALVES": _halves(weights), "EXPAND": expand[0], "EXPAND_HIGH": expand[1],
             "PRECISION": "ieee" if dtype == torch.float32 else "tf32"}  # fmt: skip
+
+
+def _stored(weights: Sparse24 | Sparse24Codes) -> tuple[Tensor, Tensor, int]:
+    """What a kernel reads as values and as scales (anything of their type where there are none), scales a channel."""
+    if isinstance(weights, Sparse24Codes):
+        return weights.codes, weights.scales, weights.scales.shape[1]
+    return weights.values, weights.values, 0
 
 
 def _halves(weights: Sparse24 | Sparse24Codes) -> int:
