@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,8 @@ def test_files_are_measured_and_rendered(
         "peak_memory_bytes": {"tool": 20_000_000}, "failed": {"other": "ImportError: no"},
     }  # fmt: skip
     kinds = {"decoders": {**rivals, "perplexity": {"tool": 14.0}}, "encoders": {**rivals, "cosine": {"tool": 0.99}}}
-    write_results(tmp_path / "rivals.json", {**kinds, "checks": []})
+    write_results(tmp_path / "rivals.json", {**kinds, "machine": decoder["machine"], "checks": []})
+    shutil.copy(bench.ROOT / "benchmarks/gpu.json", tmp_path / "gpu.json")
     sides = {"float32": {"median_ms": 10.0}, "static": {"median_ms": 5.0, "ratio": 0.5}}
     eight = {
         "encoders": {"scenarios": {"call": sides}, "cosine": {"static": 0.99}},
@@ -133,13 +135,15 @@ def test_files_are_measured_and_rendered(
         (tmp_path / "docs" / f"{name}.md").write_text("".join(block.format(n) for n in (key, "machine")))
     (tmp_path / "README.md").write_text("".join(block.format(name) for name in ("decoder", "machine")))
     names = ("rival decoders", "rival encoders", "decoder", "machine", "files", "frontend", "scale", "checks")
-    names += ("eight bits", "eight bits machine")
+    names += ("eight bits", "eight bits machine", "rivals machine", "gpu", "gpu one row", "gpu few rows")
+    names += ("gpu many rows", "gpu attention", "gpu decoding attention", "gpu blocks", "gpu decoder")
     (tmp_path / "docs" / "benchmarks.md").write_text("".join(block.format(name) for name in names))
     bench.render(tmp_path, tmp_path)
     assert "| size on disk | 540 MB | 80 MB |" in (tmp_path / "README.md").read_text()
     page = (tmp_path / "docs" / "benchmarks.md").read_text()
     assert "| linear | " in page
     assert "| import | 0.16 |" in page
+    assert "cases right" in page and "| eager bf16 | " in page
     assert "| MiniLM, 8 × 128 | static | 5.0 ms (0.50×) | cosine 0.9900 |" in page
     assert "| SmolLM2, prefill 128 | static | 5.0 ms (0.50×) | perplexity 1.100× (news) |" in page
     assert "overlap 0.950, scores differ by 0.050, F1 0.90 of 9 detections |" in page
