@@ -220,9 +220,7 @@ def _w8a16(flat: Tensor, weights: Codes8, product: Product, shares: Shares | Non
     rows, n, single = product.rows, product.n, flat.dtype == torch.float32
     step = min(64, weights.group or 64)
     operands = (
-        flat, weights.codes, weights.scales, weights.codes if weights.zeros is None else weights.zeros,
-        weights.scales if weights.table is None else weights.table, *product.pointers,
-        rows, n, weights.shape[1], weights.scales.shape[1],
+        flat, weights.codes, *_operands8(weights), *product.pointers, rows, n, weights.shape[1], weights.scales.shape[1]
     )  # fmt: skip
     constants = product.constants
     del constants["SPLITS"], constants["GATED"]
@@ -243,16 +241,20 @@ def _w8a16(flat: Tensor, weights: Codes8, product: Product, shares: Shares | Non
         )
 
 
+def _operands8(weights: Codes8) -> tuple[Tensor, Tensor, Tensor]:
+    """scales, zeros, table of a kernel."""
+    zeros = weights.codes if weights.zeros is None else weights.zeros
+    return weights.scales, zeros, weights.scales if weights.table is None else weights.table
+
+
 def _w8a16_row(flat: Tensor, weights: Codes8, product: Product, s: Shares) -> None:
     from .kernels.one_row import eight_bits_row_kernel
 
     constants = product.constants
     del constants["SPLITS"], constants["GATED"]
     eight_bits_row_kernel[(-(-product.n // 4), product.rows)](
-        flat.view(torch.int64), weights.codes.view(torch.int32), weights.scales,
-        weights.codes if weights.zeros is None else weights.zeros,
-        weights.scales if weights.table is None else weights.table, *product.pointers, product.rows, product.n,
-        weights.shape[1], weights.scales.shape[1], PARTS=s.parts, HAS_ZEROS=weights.zeros is not None,
+        flat.view(torch.int64), weights.codes.view(torch.int32), *_operands8(weights), *product.pointers, product.rows,
+        product.n, weights.shape[1], weights.scales.shape[1], PARTS=s.parts, HAS_ZEROS=weights.zeros is not None,
         **row_constants8(weights), **constants, num_warps=s.warps, num_stages=s.stages,
     )  # fmt: skip
 
