@@ -97,6 +97,7 @@ RECIPES: dict[str, Recipe] = {
     "auto for size, perplexity + 6.8 %": Recipe("rotate," + _AUTO.format(budget=0.068), others=4),
     "auto for size, perplexity + 6.5 %": Recipe("rotate," + _AUTO.format(budget=0.065), others=4),
     "auto for size, perplexity + 0.4 %, not rotated": Recipe(_AUTO.format(budget=0.004), others=4),
+    "auto for size, perplexity + 0.45 %, not rotated": Recipe(_AUTO.format(budget=0.0045), others=4),
     "auto for size, perplexity + 0.5 %, not rotated": Recipe(_AUTO.format(budget=0.005), others=4),
     "W8A8 static, SmoothQuant 0.8 + GPTQ": Recipe("smoothquant(alpha=0.8),quantize(scheme=w8a8_static)"),
 }
