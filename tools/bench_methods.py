@@ -94,6 +94,7 @@ RECIPES: dict[str, Recipe] = {
     STATIC_SMOOTH: Recipe(f"smoothquant(alpha=0.8),{_STATIC}"),
     "auto for size, perplexity + 9 %": Recipe("rotate," + _AUTO.format(budget=0.09), others=4),
     "auto for size, perplexity + 7 %": Recipe("rotate," + _AUTO.format(budget=0.07), others=4),
+    "auto for size, perplexity + 6.8 %, 12 windows": Recipe("rotate," + _AUTO.format(budget=0.068), others=12),
     "auto for size, perplexity + 6.8 %": Recipe("rotate," + _AUTO.format(budget=0.068), others=4),
     "auto for size, perplexity + 6.5 %": Recipe("rotate," + _AUTO.format(budget=0.065), others=4),
     "auto for size, perplexity + 0.4 %, not rotated": Recipe(_AUTO.format(budget=0.004), others=4),
