@@ -235,7 +235,9 @@ def _w8a16(flat: Tensor, weights: Codes8, product: Product, shares: Shares | Non
             *operands, BLOCK_M=s.m, BLOCK_N=s.n, PARTS=s.parts, **constants, num_warps=s.warps, num_stages=s.stages
         )
     else:
-        t = (EIGHT_MANY_FLOAT32 if single else EIGHT_MANY)[rows > 128]
+        # Scales and zero points of groups take registers: the smaller blocks.
+        light = weights.zeros is None or weights.group is None
+        t = (EIGHT_MANY_FLOAT32 if single else EIGHT_MANY)[rows > 128 and light]
         eight_bits_many_kernel[(-(-rows // t.m) * -(-n // t.n),)](
             *operands, BLOCK_M=t.m, BLOCK_N=t.n, **constants, num_warps=t.warps, num_stages=t.stages
         )

@@ -170,7 +170,7 @@ def _eight_bits(name: str, dtype: torch.dtype) -> Iterator[Variant]:
     many = quantized.EIGHT_MANY_FLOAT32[:1] if single else quantized.EIGHT_MANY
     for number, s in enumerate((*few, *many)):
         for form, (kind, zeros, in_groups) in forms.items():
-            if form and (single or number not in (1, 3)):
+            if form and (single or number not in ((1, 2) if zeros else (1, 3))):
                 continue
             constants = fixed | _fused() | {
                 "BLOCK_M": s.m, "BLOCK_N": s.n, "KIND": kind, "HAS_ZEROS": zeros, "GROUPED": in_groups,
