@@ -18,8 +18,8 @@ import triton.language as tl
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _step(  # type: ignore[no-untyped-def]
+@triton.jit
+def _step(
     q, k_start, v_start, bias_start, top, total, acc, at_q, at_k, in_d, in_v, length, shift, window, soft_cap, scale,
     k_row, v_row, bias_k, in_q,
     CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, WHOLE: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -66,8 +66,8 @@ def _step(  # type: ignore[no-untyped-def]
     return new_top, total, acc
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def attention_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def attention_kernel(
     q, k, v, y, bias, block_mask, lengths_q, lengths_k,
     heads, group, queries, keys, d, d_v, scale, window, soft_cap,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, y_batch, y_head, y_row,
@@ -150,8 +150,8 @@ def attention_kernel(  # type: ignore[no-untyped-def]
     tl.store(target, acc.to(y.dtype.element_ty), mask=(at_q < queries)[:, None] & in_v[None, :])
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def decoding_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def decoding_kernel(
     q, k, v, parts, sums, bias, lengths, k_scales, v_scales,
     shared, group, queries, keys, d, d_v, scale, window, soft_cap,
     k_batch, k_head, k_row, v_batch, v_head, v_row, bias_batch, bias_head, bias_q, bias_k,
@@ -238,10 +238,8 @@ def decoding_kernel(  # type: ignore[no-untyped-def]
     tl.store(sums + 2 * out + 1, total, mask=in_m)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def combine_kernel(  # type: ignore[no-untyped-def]
-    parts, sums, y, rows, d_v, SPLITS: tl.constexpr, BLOCK_V: tl.constexpr
-):
+@triton.jit
+def combine_kernel(parts, sums, y, rows, d_v, SPLITS: tl.constexpr, BLOCK_V: tl.constexpr):
     """Add the parts of :func:`decoding_kernel` for a row: y [batch shared, rows, d_v]."""
     row, at_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     at_v, at_s = tl.arange(0, BLOCK_V), tl.arange(0, SPLITS)

@@ -18,15 +18,15 @@ from .gemm import grouped
 
 
 @triton.jit
-def from_e4m3(byte):  # type: ignore[no-untyped-def]
+def from_e4m3(byte):
     """Bytes of float8 e4m3 as float16, for GPUs without it: its bits are those of a float16 256 times smaller."""
     wide = byte.to(tl.int16)
     bits = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
     return bits.to(tl.float16, bitcast=True) * 256.0
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _expanded(  # type: ignore[no-untyped-def]
+@triton.jit
+def _expanded(
     byte, zero, table, dtype: tl.constexpr, KIND: tl.constexpr, HAS_ZEROS: tl.constexpr
 ):  # fmt: skip
     """What codes stand for, without their scale."""
@@ -40,8 +40,8 @@ def _expanded(  # type: ignore[no-untyped-def]
     return value.to(dtype)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def eight_bits_few_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def eight_bits_few_kernel(
     x, codes, scales, zeros, table, bias, y, e0, e1, e2, e3, rows, n, k, groups,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, KIND: tl.constexpr,
     HAS_ZEROS: tl.constexpr, GROUPED: tl.constexpr, PER: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -87,8 +87,8 @@ def eight_bits_few_kernel(  # type: ignore[no-untyped-def]
     finish(value, value, bias, y, e0, e1, e2, e3, first, at_m, at_n, rows, n, False, HAS_BIAS, ACTIVATION, EPILOGUE)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def eight_bits_many_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def eight_bits_many_kernel(
     x, codes, scales, zeros, table, bias, y, e0, e1, e2, e3, rows, n, k, groups,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, KIND: tl.constexpr,
     HAS_ZEROS: tl.constexpr, GROUPED: tl.constexpr, PER: tl.constexpr, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -125,8 +125,8 @@ def eight_bits_many_kernel(  # type: ignore[no-untyped-def]
     finish(value, value, bias, y, e0, e1, e2, e3, first, at_m, at_n, rows, n, False, HAS_BIAS, ACTIVATION, EPILOGUE)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def scaled_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def scaled_kernel(
     x, w, row_scales, channel_scales, row_zeros, channel_sums, bias, y, e0, e1, e2, e3, rows, n, k,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr,
     KIND: tl.constexpr, HAS_ZEROS: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -169,13 +169,13 @@ def scaled_kernel(  # type: ignore[no-untyped-def]
                    SPLITS, GATED, HAS_BIAS, ACTIVATION, EPILOGUE)  # fmt: skip
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _codes(start, inside, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _codes(start, inside, KIND: tl.constexpr):
     return tl.load(start, mask=inside, other=0.0 if KIND == "float" else 0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _add_codes(acc, a, b, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _add_codes(acc, a, b, KIND: tl.constexpr):
     if KIND == "integer":
         acc = tl.dot(a, tl.trans(b), acc, out_dtype=tl.int32)
     elif KIND == "bytes":

@@ -19,62 +19,62 @@ import triton.language as tl
 
 
 @triton.jit
-def identity(value):  # type: ignore[no-untyped-def]
+def identity(value):
     """The value."""
     return value
 
 
 @triton.jit
-def relu(value):  # type: ignore[no-untyped-def]
+def relu(value):
     """``max(x, 0)``."""
     return tl.maximum(value, 0.0)
 
 
 @triton.jit
-def sigmoid(value):  # type: ignore[no-untyped-def]
+def sigmoid(value):
     """``1 / (1 + exp(-x))``."""
     return 1.0 / (1.0 + tl.exp(-value))
 
 
 @triton.jit
-def silu(value):  # type: ignore[no-untyped-def]
+def silu(value):
     """``x sigmoid(x)``."""
     return value / (1.0 + tl.exp(-value))
 
 
 @triton.jit
-def gelu(value):  # type: ignore[no-untyped-def]
+def gelu(value):
     """``x Φ(x)`` by the error function."""
     return 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))
 
 
 @triton.jit
-def gelu_tanh(value):  # type: ignore[no-untyped-def]
+def gelu_tanh(value):
     """GELU by a hyperbolic tangent, which is ``2 sigmoid(2 x) - 1``."""
     inner = 0.7978845608028654 * (value + 0.044715 * value * value * value)
     return value / (1.0 + tl.exp(-2.0 * inner))
 
 
 @triton.jit
-def nothing(value, row, column, inside, width, t0, t1, t2, t3):  # type: ignore[no-untyped-def]
+def nothing(value, row, column, inside, width, t0, t1, t2, t3):
     """No epilogue, no prologue."""
     return value
 
 
 @triton.jit
-def add(value, row, column, inside, n, e0, e1, e2, e3):  # type: ignore[no-untyped-def]
+def add(value, row, column, inside, n, e0, e1, e2, e3):
     """Add a tensor of the result's shape (a residual)."""
     return value + tl.load(e0 + row * n + column, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def multiply(value, row, column, inside, n, e0, e1, e2, e3):  # type: ignore[no-untyped-def]
+def multiply(value, row, column, inside, n, e0, e1, e2, e3):
     """Multiply by a tensor of the result's shape (a gate)."""
     return value * tl.load(e0 + row * n + column, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def rms_scale(value, row, column, inside, k, p0, p1, p2, p3):  # type: ignore[no-untyped-def]
+def rms_scale(value, row, column, inside, k, p0, p1, p2, p3):
     """RMS normalization of the operand: p0 [rows] float32, ``1 / sqrt(mean(x²) + ε)``; p1 [k], the weights."""
     scale = tl.load(p0 + row)
     weight = tl.load(p1 + column, mask=column < k, other=0.0).to(tl.float32)
@@ -82,7 +82,7 @@ def rms_scale(value, row, column, inside, k, p0, p1, p2, p3):  # type: ignore[no
 
 
 @triton.jit
-def layer_scale(value, row, column, inside, k, p0, p1, p2, p3):  # type: ignore[no-untyped-def]
+def layer_scale(value, row, column, inside, k, p0, p1, p2, p3):
     """Layer normalization of the operand: p0, p1 [rows] float32, mean and 1 / deviation; p2, p3 [k] weight and bias."""
     mean = tl.load(p0 + row)
     scale = tl.load(p1 + row)
@@ -92,13 +92,13 @@ def layer_scale(value, row, column, inside, k, p0, p1, p2, p3):  # type: ignore[
 
 
 @triton.jit
-def silu_gate(value, row, column, inside, k, p0, p1, p2, p3):  # type: ignore[no-untyped-def]
+def silu_gate(value, row, column, inside, k, p0, p1, p2, p3):
     """``silu(x) p0``, p0 of the operand's shape."""
     return silu(value) * tl.load(p0 + row * k + column, mask=inside, other=0.0).to(tl.float32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def finish(  # type: ignore[no-untyped-def]
+@triton.jit
+def finish(
     value, up, bias, y, e0, e1, e2, e3, first, at_m, at_n, rows, n,
     GATED: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
 ):  # fmt: skip
@@ -121,8 +121,8 @@ def finish(  # type: ignore[no-untyped-def]
     tl.store(y + row * n + at_n[None, :], value.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def finish_or_part(  # type: ignore[no-untyped-def]
+@triton.jit
+def finish_or_part(
     value, up, bias, y, e0, e1, e2, e3, batch, part, batches, at_m, at_n, rows, n,
     SPLITS: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
     EPILOGUE: tl.constexpr,
@@ -142,8 +142,8 @@ def finish_or_part(  # type: ignore[no-untyped-def]
             tl.store(y + part * size + at, value, mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def reduce_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def reduce_kernel(
     parts, bias, y, e0, e1, e2, e3, rows, n,
     SPLITS: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
     EPILOGUE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -166,8 +166,8 @@ def reduce_kernel(  # type: ignore[no-untyped-def]
     finish(value, up, bias, y, e0, e1, e2, e3, first, at_m, at_n, rows, n, GATED, HAS_BIAS, ACTIVATION, EPILOGUE)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def gate_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def gate_kernel(
     both, y, e0, e1, e2, e3, rows, n, GATED: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip

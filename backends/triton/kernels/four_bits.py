@@ -20,8 +20,8 @@ from .epilogues import finish
 from .gemm import grouped
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def planes(byte, table, dtype: tl.constexpr, UNPACK: tl.constexpr, TABLE: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def planes(byte, table, dtype: tl.constexpr, UNPACK: tl.constexpr, TABLE: tl.constexpr):
     """What the low and the high halves of bytes stand for: codes less 8, or values of the table."""
     if UNPACK != "" and dtype == tl.bfloat16:
         low, high = tl.inline_asm_elementwise(
@@ -40,8 +40,8 @@ def planes(byte, table, dtype: tl.constexpr, UNPACK: tl.constexpr, TABLE: tl.con
     return low, high
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def four_bits_few_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def four_bits_few_kernel(
     x, codes, scales, zeros, table, bias, y, e0, e1, e2, e3, rows, n, groups,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HALF: tl.constexpr, PARTS: tl.constexpr, HAS_ZEROS: tl.constexpr,
     TABLE: tl.constexpr, UNPACK: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -78,8 +78,8 @@ def four_bits_few_kernel(  # type: ignore[no-untyped-def]
     finish(value, other, bias, y, e0, e1, e2, e3, first, at_m, at_n, rows, n, GATED, HAS_BIAS, ACTIVATION, EPILOGUE)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _add_groups(  # type: ignore[no-untyped-def]
+@triton.jit
+def _add_groups(
     acc, low, high, codes, scales, zeros, table, channel, at_g, at_h, groups,
     HALF: tl.constexpr, HAS_ZEROS: tl.constexpr, TABLE: tl.constexpr, UNPACK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -99,8 +99,8 @@ def _add_groups(  # type: ignore[no-untyped-def]
     return acc + total * scale[:, None, :]
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def four_bits_many_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def four_bits_many_kernel(
     x, codes, scales, zeros, table, bias, y, e0, e1, e2, e3, rows, n, groups,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, HALF: tl.constexpr, HAS_ZEROS: tl.constexpr,
     TABLE: tl.constexpr, UNPACK: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,

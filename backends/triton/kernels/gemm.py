@@ -18,8 +18,8 @@ import triton.language as tl
 from .epilogues import finish_or_part, reduce_kernel
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def grouped(program, rows, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def grouped(program, rows, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
     """The tile (of rows, of channels) of a program: GROUP tiles of rows go through the channels together."""
     tiles_m, tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(n, BLOCK_N)
     first = program // (GROUP * tiles_n) * GROUP
@@ -28,8 +28,8 @@ def grouped(program, rows, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROU
     return first + inner % height, inner // height
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def gemm_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def gemm_kernel(
     x, w, bias, y, e0, e1, e2, e3, p0, p1, p2, p3,
     batches, rows, n, k, x_batch, x_row, w_batch, w_row,
     W_NK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
@@ -85,8 +85,8 @@ def gemm_kernel(  # type: ignore[no-untyped-def]
                    SPLITS, GATED, HAS_BIAS, ACTIVATION, EPILOGUE)  # fmt: skip
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def gemm_tma_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def gemm_tma_kernel(
     x, w, bias, y, e0, e1, e2, e3, rows, n, k,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr, EXACT: tl.constexpr,
@@ -106,8 +106,8 @@ def gemm_tma_kernel(  # type: ignore[no-untyped-def]
                    1, False, HAS_BIAS, ACTIVATION, EPILOGUE)  # fmt: skip
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def gemv_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def gemv_kernel(
     x, w, bias, y, e0, e1, e2, e3, p0, p1, p2, p3, rows, n, k,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr, HAS_PROLOGUE: tl.constexpr, PROLOGUE: tl.constexpr,

@@ -22,8 +22,8 @@ CHANNELS = 4
 """Channels that a program reads: with a gate two of the gate and their two others."""
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _two(pair, NUMBER: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _two(pair, NUMBER: tl.constexpr):
     """The two 16-bit numbers of a word of 32 bits, in float32."""
     if NUMBER == tl.bfloat16:  # noqa: SIM300
         low = (pair << 16).to(tl.float32, bitcast=True)
@@ -34,16 +34,16 @@ def _two(pair, NUMBER: tl.constexpr):  # type: ignore[no-untyped-def]
     return low, high
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _four(quad, NUMBER: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _four(quad, NUMBER: tl.constexpr):
     """The four 16-bit numbers of a word of 64 bits, in float32."""
     a, b = _two(quad.to(tl.int32), NUMBER)
     c, d = _two((quad >> 32).to(tl.int32), NUMBER)
     return a, b, c, d
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _below(word, MASK: tl.constexpr, POWER: tl.constexpr, UNPACK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _below(word, MASK: tl.constexpr, POWER: tl.constexpr, UNPACK: tl.constexpr):
     """The code that the mask leaves of a word, and the power of two whose bits are put above: their sum, exact."""
     if UNPACK != "":
         # The compiler makes two instructions of this one.
@@ -53,25 +53,25 @@ def _below(word, MASK: tl.constexpr, POWER: tl.constexpr, UNPACK: tl.constexpr):
     return bits.to(tl.float32, bitcast=True)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _code(word, SHIFT: tl.constexpr, UNPACK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _code(word, SHIFT: tl.constexpr, UNPACK: tl.constexpr):
     """``16 + c`` for a code of 4 bits, which the shift, to the left or if negative to the right, brings to bit 19."""
     return _below(word << SHIFT if SHIFT > 0 else word >> -SHIFT, 0x00780000, 0x41800000, UNPACK)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _byte(word, SHIFT: tl.constexpr, UNPACK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _byte(word, SHIFT: tl.constexpr, UNPACK: tl.constexpr):
     """``256 + c`` for a code of 8 bits, which the shift brings to bit 15."""
     return _below(word << SHIFT if SHIFT > 0 else word >> -SHIFT, 0x007F8000, 0x43800000, UNPACK)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _looked_up(table, word, SHIFT: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _looked_up(table, word, SHIFT: tl.constexpr):
     return tl.load(table + ((word >> SHIFT) & 15))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _four_bits(  # type: ignore[no-untyped-def]
+@triton.jit
+def _four_bits(
     word, table, l0, l1, l2, l3, h0, h1, h2, h3, NUMBER: tl.constexpr, TABLE: tl.constexpr, UNPACK: tl.constexpr
 ):  # fmt: skip
     """What 8 codes of a word contribute: of 16 + c, or of values of the table."""
@@ -97,14 +97,14 @@ def _four_bits(  # type: ignore[no-untyped-def]
     return part + b0 * h0 + b1 * h1 + b2 * h2 + b3 * h3
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _joined(a, b, c, d, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _joined(a, b, c, d, PARTS: tl.constexpr):
     """The sums of four tensors [PARTS], side by side: [4]."""
     return tl.sum(tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (PARTS, 4)), 0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _finish(  # type: ignore[no-untyped-def]
+@triton.jit
+def _finish(
     a, b, c, d, bias, y, e0, e1, e2, e3, row, first, rows, n, PARTS: tl.constexpr, GATED: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
 ):  # fmt: skip
@@ -122,8 +122,8 @@ def _finish(  # type: ignore[no-untyped-def]
                GATED, HAS_BIAS, ACTIVATION, EPILOGUE)  # fmt: skip
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _channels(n, GATED: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _channels(n, GATED: tl.constexpr):
     """The program's first output and its four channels; past the last they are the last, read and not stored."""
     first = tl.program_id(0) * (2 if GATED else 4)
     last = tl.cast(n, tl.int64) - 1
@@ -136,8 +136,8 @@ def _channels(n, GATED: tl.constexpr):  # type: ignore[no-untyped-def]
     return first, zero, one, two, three
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def four_bits_row_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def four_bits_row_kernel(
     x, codes, scales, zeros, table, bias, y, e0, e1, e2, e3, rows, n, groups,
     HALF: tl.constexpr, PARTS: tl.constexpr, HAS_ZEROS: tl.constexpr, TABLE: tl.constexpr, UNPACK: tl.constexpr,
     GATED: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
@@ -184,8 +184,8 @@ def four_bits_row_kernel(  # type: ignore[no-untyped-def]
     _finish(a, b, c, d, bias, y, e0, e1, e2, e3, row, first, rows, n, PARTS, GATED, HAS_BIAS, ACTIVATION, EPILOGUE)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _scale(  # type: ignore[no-untyped-def]
+@triton.jit
+def _scale(
     scales, zeros, place, inside, ZERO: tl.constexpr, OFFSET: tl.constexpr, HAS_ZEROS: tl.constexpr
 ):  # fmt: skip
     """The scales of groups and what is to be taken from a code plus OFFSET: that and a zero point, ZERO without any."""
@@ -197,8 +197,8 @@ def _scale(  # type: ignore[no-untyped-def]
     return scale, zero
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _scaled(part, total, scale, zero, TABLE: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _scaled(part, total, scale, zero, TABLE: tl.constexpr):
     """The parts of groups: what codes stand for over their values is a multiple of the sum of x."""
     result = tl.sum(part, 1)
     if not TABLE:
@@ -206,8 +206,8 @@ def _scaled(part, total, scale, zero, TABLE: tl.constexpr):  # type: ignore[no-u
     return result * scale
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def eight_bits_row_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def eight_bits_row_kernel(
     x, codes, scales, zeros, table, bias, y, e0, e1, e2, e3, rows, n, k, groups,
     WORDS: tl.constexpr, PARTS: tl.constexpr, KIND: tl.constexpr, HAS_ZEROS: tl.constexpr, GROUPED: tl.constexpr,
     PER: tl.constexpr, UNPACK: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
@@ -251,8 +251,8 @@ def eight_bits_row_kernel(  # type: ignore[no-untyped-def]
     _finish(a, b, c, d, bias, y, e0, e1, e2, e3, row, first, rows, n, PARTS, False, HAS_BIAS, ACTIVATION, EPILOGUE)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _eight_bits(  # type: ignore[no-untyped-def]
+@triton.jit
+def _eight_bits(
     word, table, x0, x1, x2, x3, KIND: tl.constexpr, UNPACK: tl.constexpr
 ):  # fmt: skip
     """What 4 codes of a word contribute: of 256 + c, of float8 less 256 times, or of values of the table."""
@@ -270,8 +270,8 @@ def _eight_bits(  # type: ignore[no-untyped-def]
     return a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def sparse24_row_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def sparse24_row_kernel(
     x, values, masks, scales, bias, y, e0, e1, e2, e3, rows, n, blocks, groups,
     PARTS: tl.constexpr, CODES: tl.constexpr, HALVES: tl.constexpr, CHOOSE: tl.constexpr, REGISTERS: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, EPILOGUE: tl.constexpr,
@@ -306,8 +306,8 @@ def sparse24_row_kernel(  # type: ignore[no-untyped-def]
     _finish(a, b, c, d, bias, y, e0, e1, e2, e3, row, first, rows, n, PARTS, False, HAS_BIAS, ACTIVATION, EPILOGUE)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _loaded(  # type: ignore[no-untyped-def]
+@triton.jit
+def _loaded(
     values, masks, scales, channel, n, blocks, groups, at_b, in_b, CODES: tl.constexpr, HALVES: tl.constexpr
 ):  # fmt: skip
     """Masks of a channel's blocks, values of their first halves and of their second, scales of these."""
@@ -331,8 +331,8 @@ def _loaded(  # type: ignore[no-untyped-def]
     return both, first, second, third, fourth, scale, other
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _sparse(  # type: ignore[no-untyped-def]
+@triton.jit
+def _sparse(
     both, first, second, third, fourth, scale, other, low, high,
     NUMBER: tl.constexpr, CODES: tl.constexpr, CHOOSE: tl.constexpr, REGISTERS: tl.constexpr,
 ):  # fmt: skip
@@ -352,8 +352,8 @@ def _sparse(  # type: ignore[no-untyped-def]
     return tl.sum(p0, 1) * scale + tl.sum(p1, 1) * other if CODES else tl.sum(p0 + p1, 1)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _chosen(mask, first, second, quad, NUMBER: tl.constexpr, CODES: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _chosen(mask, first, second, quad, NUMBER: tl.constexpr, CODES: tl.constexpr):
     """What quads contribute, by plain operations."""
     a, b, c, d = _four(quad, NUMBER)
     x = tl.where((mask & 1) != 0, a, tl.where((mask & 2) != 0, b, c))

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _rotated(start, at, half, cos, sin, inside, PAIRS: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _rotated(start, at, half, cos, sin, inside, PAIRS: tl.constexpr):
     """The two halves of a head after rotation; with PAIRS neighbours are a pair, else numbers half a head apart."""
     if PAIRS:
         first = tl.load(start + 2 * at, mask=inside, other=0.0).to(tl.float32)
@@ -21,12 +21,12 @@ def _rotated(start, at, half, cos, sin, inside, PAIRS: tl.constexpr):  # type: i
 
 
 @triton.jit
-def _keep(target, at, value, inside):  # type: ignore[no-untyped-def]
+def _keep(target, at, value, inside):
     tl.store(target + at, value.to(target.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["first_slot"])  # type: ignore[untyped-decorator]
-def rope_cache_kernel(  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["first_slot"])
+def rope_cache_kernel(
     qkv, cos, sin, positions, slots, q, k_cache, v_cache, k_scales, v_scales,
     heads, shared, length, d, rotary, row, capacity, first_slot,
     BLOCK: tl.constexpr, PAIRS: tl.constexpr, INTEGERS: tl.constexpr, IN_ORDER: tl.constexpr,

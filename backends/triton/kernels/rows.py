@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def statistics_kernel(x, mean, scale, k, epsilon, CENTRED: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def statistics_kernel(x, mean, scale, k, epsilon, CENTRED: tl.constexpr, BLOCK: tl.constexpr):
     """Of a row of x [rows, k]: its mean if CENTRED, and ``1 / sqrt(variance or mean square + epsilon)``; two passes."""
     row = tl.program_id(0).to(tl.int64)
     start = x + row * k
@@ -30,10 +30,8 @@ def statistics_kernel(x, mean, scale, k, epsilon, CENTRED: tl.constexpr, BLOCK: 
     tl.store(scale + row, 1.0 / tl.sqrt(tl.sum(square, 0) / k + epsilon))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def quantize_rows_kernel(  # type: ignore[no-untyped-def]
-    x, codes, scales, k, TOP: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr
-):
+@triton.jit
+def quantize_rows_kernel(x, codes, scales, k, TOP: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
     """Rows of x [rows, k] as codes with a scale to a row, ``absmax / TOP``; WHOLE codes are rounded half to even."""
     row = tl.program_id(0).to(tl.int64)
     start = x + row * k

@@ -18,15 +18,15 @@ import triton.language as tl
 from .epilogues import finish
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _place(mask, first, second, PLACE: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _place(mask, first, second, PLACE: tl.constexpr):
     """What a quad has at a place: the first of its two values is at the lowest bit of the mask, the second above."""
     here = tl.where((mask & ((1 << PLACE) - 1)) == 0, first, second)
     return tl.where(((mask >> PLACE) & 1) == 1, here, 0.0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _expanded(  # type: ignore[no-untyped-def]
+@triton.jit
+def _expanded(
     masks, values, second, dtype: tl.constexpr, HALF: tl.constexpr, CODES: tl.constexpr, EXPAND: tl.constexpr
 ):  # fmt: skip
     """Four planes of a tile: masks of two quads to a byte, values (and second values), or codes of both."""
@@ -67,8 +67,8 @@ def _expanded(  # type: ignore[no-untyped-def]
     return p0, p1, p2, p3
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def sparse24_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def sparse24_kernel(
     x, values, masks, scales, bias, y, e0, e1, e2, e3, rows, n, blocks, groups,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr, CODES: tl.constexpr, HALVES: tl.constexpr,
     EXPAND: tl.constexpr, EXPAND_HIGH: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -122,16 +122,16 @@ def sparse24_kernel(  # type: ignore[no-untyped-def]
     finish(value, value, bias, y, e0, e1, e2, e3, row, at_m, at_n, rows, n, False, HAS_BIAS, ACTIVATION, EPILOGUE)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _add(total, start, inside, weights, PRECISION: tl.constexpr, EXACT: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _add(total, start, inside, weights, PRECISION: tl.constexpr, EXACT: tl.constexpr):
     given = tl.load(start, mask=inside, other=0.0)
     if EXACT:
         given, weights = given.to(tl.float32), weights.to(tl.float32)
     return tl.dot(given, tl.permute(weights, (0, 2, 1)), total, input_precision=PRECISION)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def expand24_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def expand24_kernel(
     values, masks, scales, y, n, blocks, groups, PARTS: tl.constexpr, CODES: tl.constexpr, HALVES: tl.constexpr
 ):  # fmt: skip
     """The dense weights y [n, 128 blocks] of those of :func:`sparse24_kernel`; a channel and PARTS blocks a program."""
