@@ -38,7 +38,7 @@ PRESETS: dict[str, Preset] = {
         "Of 4 neighbouring weights 2 are zero, for kernels that use it; with data by SparseGPT. No faster on a CPU.",
     ),
     "w8a8_static": Preset(
-        "canonicalize,recover,smoothquant(alpha=0.8),quantize(scheme=w8a8_static)",
+        "canonicalize,recover,smoothquant(alpha=0.8,insert=true),quantize(scheme=w8a8_static)",
         "Like w8a8, with a scale per tensor from data, convolutions included; faster, less accurate.",
     ),
 }

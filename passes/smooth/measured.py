@@ -87,12 +87,12 @@ def only_free(group: Group, scales: Array) -> Array:
     return np.where(group.free, scales, np.float32(1))
 
 
-def tell_others(outcome: Outcome, found: Found) -> None:
-    """A remark for each product that nothing can smooth, and one if there is no group at all."""
+def tell_others(outcome: Outcome, found: Found, *, scaled: bool = False) -> None:
+    """A remark for each product that nothing can smooth, and one if there is no group at all and nothing ``scaled``."""
     for node, block in found.others:
         values = {"reader": block.reader} if block.reader else {}
         outcome.missed(module_path(node), block.reason, **values)
-    if not found.groups:
+    if not found.groups and not scaled:
         outcome.skipped("", "there is nothing to smooth: no product has a producer that can take a scale")
 
 

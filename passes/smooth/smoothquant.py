@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ...ir.errors import OptionError
 from ...ir.graph import Graph
 from ..base import Context, Outcome, Pass, Stage
 from . import measured, migration
 from .balance import balance
-from .flow import spread
+from .flow import Consumer, spread
 from .groups import Group
 from .products import Array
 
 RULE = "SmoothQuant"
 _GRID = tuple(i / 20 for i in range(21))
+WORTH = 0.5
+"""What an inserted multiplication must bring the expected error of its products down to, as a part of what it was."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,9 @@ class SmoothQuant(Pass):
             scale per tensor. With a scale per token keep the number: the few tokens with huge activations, which
             decide the static scale, would mislead the search (SmolLM2: perplexity 14.69 instead of 14.22).
         only_calibrated: without calibration inputs do nothing and say so, instead of an error.
+        insert: where nothing before a product can take scales (behind a GELU, or behind a normalization that a residual
+            reads, too), a multiplication does, if the error that is expected with one static scale per tensor falls to
+            half by it or less.
 
     Raises:
         OptionError: ``alpha`` is neither.
@@ -38,6 +45,7 @@ class SmoothQuant(Pass):
     stage = Stage.SMOOTH
     alpha: float | str = 0.5
     only_calibrated: bool = False
+    insert: bool = False
 
     def __post_init__(self) -> None:
         number = isinstance(self.alpha, int | float) and not isinstance(self.alpha, bool)
@@ -55,33 +63,44 @@ class SmoothQuant(Pass):
             outcome.skipped("", "nothing was smoothed: no calibration inputs were given")
             return outcome
 
-        def choose(group: Group, inputs: measured.Inputs) -> tuple[Array, dict[str, float]]:
+        def choose(group: Group, inputs: measured.Inputs) -> tuple[Array | None, dict[str, float]]:
             activations, weights = measured.largest(group, inputs), measured.largest_weights(group)
             alpha = _search(group, activations, weights, inputs) if self.alpha == "search" else float(self.alpha)
             return migration.scales(activations, weights, alpha), {"alpha": alpha}
 
-        return balance(graph, context, RULE, choose)
+        def worth(group: Group, inputs: measured.Inputs) -> tuple[Array | None, dict[str, float]]:
+            scales, figures = choose(group, inputs)
+            assert scales is not None
+            rows = _rows(group)
+            before, after = (_error(group, rows, inputs, s) for s in (np.ones_like(scales), scales))
+            return (scales if after <= WORTH * before else None), figures | {"error": after, "error_before": before}
+
+        return balance(graph, context, RULE, choose, worth if self.insert else None)
 
 
-def _search(
-    group: Group,
-    activations: Array,
-    weights: Array,
-    inputs: measured.Inputs,
-) -> float:
+_Rows = list[tuple[Consumer, Array]]
+
+
+def _rows(group: Group) -> _Rows:
+    return [(consumer, measured.sample(consumer)) for consumer in group.consumers]
+
+
+def _error(group: Group, rows: _Rows, inputs: measured.Inputs, scales: Array) -> float:
+    """Summed relative output error of the group's consumers, with 8-bit weights and one static scale per tensor."""
+    return sum(
+        migration.output_error(
+            part, spread(scales, consumer.labels), inputs.largest(consumer), inputs.mean_square(consumer)
+        )
+        for consumer, part in rows
+    )
+
+
+def _search(group: Group, activations: Array, weights: Array, inputs: measured.Inputs) -> float:
     """The alpha of the least summed relative output error of the group's consumers."""
-    rows = [(consumer, measured.sample(consumer)) for consumer in group.consumers]
+    rows = _rows(group)
 
     def loss(alpha: float) -> float:
         scales = measured.only_free(group, migration.scales(activations, weights, alpha))
-        return sum(
-            migration.output_error(
-                part,
-                spread(scales, consumer.labels),
-                inputs.largest(consumer),
-                inputs.mean_square(consumer),
-            )
-            for consumer, part in rows
-        )
+        return _error(group, rows, inputs, scales)
 
     return min(_GRID, key=loss)

@@ -147,7 +147,11 @@ def encoders(work: Path) -> list[Rival]:
     recipes: dict[str, dict[str, Any]] = {
         "w8a8": {"passes": "w8a8"},
         "smoothquant, w8a8": {"passes": "smoothquant,quantize(scheme=w8a8)", "calibration": calibration},
-        "auto, error 0.05": {"passes": "quantize(scheme=auto,budget=0.05,generated=0)", "calibration": calibration},
+        "w8a8 static": {"passes": "w8a8_static", "calibration": calibration},
+        "smoothquant, auto, error 0.05": {
+            "passes": "smoothquant(alpha=0.8,insert=true),quantize(scheme=auto,budget=0.05,generated=0)",
+            "calibration": calibration,
+        },
     }
     rivals += [
         Rival(f"Burnish {name}", partial(_our_encoder, work, name, **options), ours=True)
@@ -157,7 +161,7 @@ def encoders(work: Path) -> list[Rival]:
 
 
 def _our_encoder(work: Path, name: str, **options: Any) -> Path:
-    path = work / f"minilm-{name.replace(', ', '-')}.onnx"
+    path = work / f"minilm-{re.sub(r'[, ]+', '-', name)}.onnx"
     if not path.is_file():
         work.mkdir(parents=True, exist_ok=True)
         export(minilm_path(), path, cache=False, **options)
