@@ -13,6 +13,7 @@ import torch
 from burnish.compiler.report import Report
 from burnish.compiler.statistics import Statistics
 from burnish.ir.errors import CalibrationError, OptionError
+from burnish.passes import SmoothQuant
 from burnish.passes.quantize import Quantize
 from burnish.passes.quantize.inputs import alike
 from burnish.passes.quantize.inputs.histogram import choose, expected_error
@@ -81,6 +82,29 @@ def test_tokens_that_differ_keep_their_scales() -> None:
     forced = compiled(spread=False, fixed_inputs=1000.0).report
     assert "one scale" in how(forced)
     assert forced.accuracy.signal_to_noise < report.accuracy.signal_to_noise - 1.0
+
+
+class PostNorm(torch.nn.Module):
+    """The residual reads what the normalization makes, of which one channel is large in every other token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.up = torch.nn.LayerNorm(WIDTH), torch.nn.Linear(WIDTH, WIDTH)
+        self.norm.weight.data[7] = 60
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        return y + self.up(y)
+
+
+@pytest.mark.parametrize("insert", [False, True])
+def test_an_inserted_multiplication_makes_tokens_alike(insert: bool) -> None:
+    model = burnish.compile(
+        PostNorm().eval(), (DATA[0],), dynamic_shapes=({0: torch.export.Dim("tokens")},),
+        passes=[SmoothQuant(0.95, insert=insert), Quantize("w8a8")], calibration=DATA[:8], cache=False,
+    )  # fmt: skip
+    assert how(model.report) == (["one scale"] if insert else ["by token"])
 
 
 @pytest.mark.parametrize("options", [{"fixed_inputs": 0}, {"method": "rtn"}, {"outliers": 6.0}])

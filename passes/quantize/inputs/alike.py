@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import onnx_ir
 
-from ....ir.graph import is_op
+from ....ir.graph import is_op, tensor_of
 from ...base import Context, Outcome, Request
 from ...statistics import Histogram, TokenSpan
 from ..scheme import Activations, Scheme
@@ -30,7 +30,15 @@ _NORMALIZATIONS = ("RMSNormalization", "LayerNormalization")
 def candidates(weights: Sequence[Weight]) -> list[onnx_ir.Value]:
     """What these weights are multiplied by, as far as a normalization made it: its size is bounded on any input."""
     values = (node.inputs[0] for weight in weights for node in weight.products)
-    return [v for v in dict.fromkeys(values) if v is not None and is_op(v.producer(), *_NORMALIZATIONS)]
+    return [v for v in dict.fromkeys(values) if v is not None and _normalized(v)]
+
+
+def _normalized(value: onnx_ir.Value) -> bool:
+    """Whether a normalization made it, or a multiplication by constants behind one (inserted by smoothing)."""
+    maker = value.producer()
+    if maker is not None and is_op(maker, "Mul") and tensor_of(maker.inputs[1]) is not None:
+        maker = None if maker.inputs[0] is None else maker.inputs[0].producer()
+    return is_op(maker, *_NORMALIZATIONS)
 
 
 def fix(
