@@ -44,6 +44,8 @@ def balance(graph: Graph, context: Context, rule: str, choose: Choose, lone: Cho
         assert lone is not None
         scales, figures = lone(group, inputs)
         if scales is None:
+            reason = "a multiplication before its products would not lower their error enough to pay"
+            outcome.skipped(module_path(group.node), reason, **figures)
             continue
         told = figures | _spreads(group, inputs, scales)
         insertion.insert(edit, group, scales)

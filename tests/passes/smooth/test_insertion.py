@@ -92,7 +92,9 @@ def test_nothing_is_inserted_that_gains_little(
     weights = random.choice([-1, 1], (64, 32)).astype(np.float32)
     graph = parse("g (float[B, 64] x) => (float[B, 32] y) { r = Relu(x) y = MatMul(r, w) }", w=weights)
     outcome = SmoothQuant(insert=True).run(graph, calibrated(graph, rows(400, size=64)))
-    assert [remark.kind for remark in outcome.remarks] == ["missed", "skipped"]
+    assert [remark.kind for remark in outcome.remarks] == ["skipped", "missed", "skipped"]
+    assert "enough to pay" in outcome.remarks[0].reason
+    assert outcome.remarks[0].values["error"] > outcome.remarks[0].values["error_before"] / 2
     assert [node.op_type for node in graph.graph] == ["Relu", "MatMul"]
 
 
