@@ -16,7 +16,7 @@ from ..backends.onnxruntime.writer import write
 from ..ir.graph import Graph
 from ..ir.noise import decibels
 from ..ir.signature import DecoderSpec
-from .batches import Batches
+from .calibration.batches import Batches
 from .figures import Accuracy
 from .inputs import Array, as_numpy
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..ir.errors import OptionError
 from ..passes.spec import Passes
 from .build import build
-from .calibration import DataFile
+from .calibration.data import DataFile
 from .compilation import Built
 from .model import CompiledModel
 from .progress import terminal_progress

@@ -13,7 +13,7 @@ from ..ir.errors import ArtifactError, BurnishError, OutputError
 from ..ir.remarks import Remark
 from ..passes.spec import format_pass
 from .cache import Cache, cacheable, digest_graph, digest_path, key_of, open_cache
-from .calibration import digest_inputs
+from .calibration.data import digest_inputs
 from .compilation import Built, compile_once, load, timed
 from .progress import Progress, silent
 from .recipe import Recipe

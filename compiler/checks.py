@@ -16,11 +16,11 @@ from ..ir.remarks import Remark
 from ..passes.base import Context, Latency, Pass, Stage
 from .accuracy import AccuracyCheck, Trials
 from .cache import Cache
-from .costs import Costs
 from .inputs import PAST, Calibration, made_up
 from .pipeline import Verify
 from .progress import Progress
 from .source import Source
+from .timing.costs import Costs
 from .verification import NumericsCheck
 
 _COMPARED_SIZE = 1 << 30
@@ -52,7 +52,7 @@ def _learning(
     """Gradients for the passes, loaded when one asks."""
 
     def learning() -> Any:
-        from .code_learning import CodeLearning
+        from .calibration.code_learning import CodeLearning
 
         return CodeLearning(imported.graph, original, calibration, imported.decoder is not None, progress)
 
@@ -92,7 +92,7 @@ def _latency(target: str) -> Latency | None:
     """What takes the time of blocks on the GPU, where kernels are to run and there is one."""
     if target != "triton":
         return None
-    from .latency import on_gpu
+    from .timing.latency import on_gpu
 
     return on_gpu()
 

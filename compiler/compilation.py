@@ -25,10 +25,10 @@ from ..ir.signature import Signature
 from ..passes.spec import format_pass
 from .artifact import MANIFEST_KEY, MODEL_FILE, REPORT_KEY, Manifest, data_file, record, stamp
 from .cache import Cache
-from .calibration import DataFile
+from .calibration.data import DataFile
+from .calibration.statistics import Statistics, on_random_tokens
 from .checks import accuracy_check, numerics_check, pass_context
 from .inputs import Calibration
-from .kernel_times import asked_for
 from .kernels import describe
 from .measure import measure, node_count, weight_count
 from .model import ANYWHERE
@@ -39,8 +39,8 @@ from .recipe import Recipe
 from .report import PassReport, RemarkGroup, Report, group
 from .requirements import oldest_runtime
 from .source import Source
-from .statistics import Statistics, on_random_tokens
 from .storage import write_manifest, writing
+from .timing.kernel_times import asked_for
 from .verification import StructureCheck
 
 _CHECKED_SIZE = 512 << 20

@@ -17,8 +17,8 @@ from .storage import publish
 if TYPE_CHECKING:
     from ..backends.onnxruntime.session import Session
     from .benchmark import Result
-    from .decoding import Decoding
-    from .tokenizer import Tokenizer
+    from .generation.decoding import Decoding
+    from .generation.tokenizer import Tokenizer
 
 
 class CompiledModel:
@@ -66,7 +66,7 @@ class CompiledModel:
         return self._signature.unflatten(self.session.run(feeds))
 
     def generate(self, input_ids: Any, **options: Any) -> Any:
-        """Continue sequences of tokens; see :func:`burnish.compiler.generate.generate` for the options.
+        """Continue sequences of tokens; see :func:`burnish.compiler.generation.generate.generate` for the options.
 
         Raises:
             UnsupportedError: the model is not a causal language model with a cache.
@@ -77,7 +77,7 @@ class CompiledModel:
                 where=str(self._path),
                 fix="compile a Hugging Face folder or GGUF file of a causal language model, or call the model itself",
             )
-        from .generate import generate
+        from .generation.generate import generate
 
         return generate(self, input_ids, **options)
 
@@ -89,7 +89,7 @@ class CompiledModel:
         Raises:
             UnsupportedError: the model is not a causal language model with a cache.
         """
-        from .decoding import Decoding
+        from .generation.decoding import Decoding
 
         return Decoding(self, batch)
 
@@ -101,7 +101,7 @@ class CompiledModel:
             ArtifactError: there is none, or it is damaged.
         """
         if self._tokenizer is None:
-            from .tokenizer import Tokenizer
+            from .generation.tokenizer import Tokenizer
 
             self._tokenizer = Tokenizer(self._path.parent)
         return self._tokenizer

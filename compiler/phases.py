@@ -15,7 +15,7 @@ from ..ir.graph import attribute
 from ..ir.remarks import Remark
 from ..ir.signature import DecoderSpec
 from .artifact import GENAI_FILE, GENERATION_FILE, MANIFEST_KEY, PREFILL_FILE, REPORT_KEY, data_file
-from .genai import genai_config
+from .generation.genai import genai_config
 from .storage import relocate
 
 

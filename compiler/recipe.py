@@ -10,7 +10,7 @@ from ..backends.onnxruntime.lower import TARGETS
 from ..ir.errors import OptionError, nearest
 from ..passes.base import Pass
 from ..passes.spec import Passes, check_order, implied, parse
-from .calibration import DataFile
+from .calibration.data import DataFile
 from .kernels import on_kernels
 from .model import ANYWHERE
 from .pipeline import Verify, check_mode

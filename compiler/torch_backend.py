@@ -31,9 +31,9 @@ from ..passes.fuse.choose_kernels import ChooseKernels
 from ..passes.presets import PRESETS
 from ..passes.spec import Passes, check_order, implied, parse
 from .cache import open_cache
-from .kernel_times import KernelTimes, asked_for
 from .measure import node_count
 from .pipeline import run_passes
+from .timing.kernel_times import KernelTimes, asked_for
 from .torch_constants import Constants
 from .torch_report import GraphReport, reports
 

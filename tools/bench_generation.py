@@ -17,12 +17,12 @@ import numpy as np
 
 from ..compiler.api import export
 from ..compiler.benchmark import Side, benchmark, decode
-from ..compiler.decoding import Decoding
-from ..compiler.generate import Continuation, GenerationOptions
+from ..compiler.generation.decoding import Decoding
+from ..compiler.generation.generate import Continuation, GenerationOptions
+from ..compiler.generation.prompt import read_prompt
 from ..compiler.load import load
 from ..compiler.model import CompiledModel
 from ..compiler.progress import terminal_progress
-from ..compiler.prompt import read_prompt
 from .baseline import eager_smollm2
 from .bench_results import Check, write_results
 from .fetch import model_path

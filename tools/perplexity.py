@@ -79,7 +79,7 @@ def generation_logits(path: str | Path, threads: int | None = None) -> Logits:
     Raises:
         ModelError: the folder is no such decoder.
     """
-    from ..compiler.decoding import Decoding
+    from ..compiler.generation.decoding import Decoding
     from ..compiler.load import load
 
     model = load(path, threads=threads)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..decoding import Decoding
+from ..generation.decoding import Decoding
 from ..load import load
 from ..model import CompiledModel
 from .onnx_side import OnnxSide

@@ -41,7 +41,7 @@ def chat(
         "repetition_penalty": repetition_penalty,
         "seed": seed,
     }
-    from ..generate import GenerationOptions, Sampler
+    from ..generation.generate import GenerationOptions, Sampler
 
     checked = GenerationOptions.of(options)  # before minutes are spent on compiling
     Sampler(checked.temperature, checked.top_k, checked.top_p, seed, checked.repetition_penalty)
@@ -115,7 +115,7 @@ class Conversation:
                 self._answer(line)
 
     def _answer(self, question: str) -> None:
-        from ..generate import tokens
+        from ..generation.generate import tokens
 
         messages = [*self._messages, {"role": "user", "content": question}]
         prompt = self._tokenizer.chat(messages)

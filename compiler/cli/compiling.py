@@ -42,7 +42,7 @@ def compile_command(
     if report is not None and not report.absolute().parent.is_dir():
         raise OutputError("the folder does not exist", where=str(report.absolute().parent), fix="create it first")
     from ..api import export
-    from ..calibration import DataFile
+    from ..calibration.data import DataFile
 
     result = export(
         model,

@@ -155,7 +155,7 @@ def compare(
     from ...backends.onnxruntime.session import Session
     from ...frontends.onnx_file import import_onnx
     from ...ir.diff import diff
-    from ..calibration import load_arrays
+    from ..calibration.data import load_arrays
     from ..report import error_text
     from ..verification import relative_error
 
@@ -233,7 +233,7 @@ def benchmark(
 ) -> None:
     """Time a model, or two side by side: a process each, rounds alternated."""
     from ..benchmark import benchmark as run
-    from ..calibration import load_arrays
+    from ..calibration.data import load_arrays
     from ..progress import terminal_progress
 
     with terminal_progress() as drawn:

@@ -11,10 +11,10 @@ import burnish
 import pytest
 import torch
 from burnish.backends.onnxruntime.session import usable_cpus
-from burnish.compiler import stopwatch
-from burnish.compiler.costs import FILE, Costs
-from burnish.compiler.learning import Learning
+from burnish.compiler.calibration.learning import Learning
 from burnish.compiler.report import Report
+from burnish.compiler.timing import stopwatch
+from burnish.compiler.timing.costs import FILE, Costs
 from burnish.ir.errors import CalibrationError, OptionError, UnsupportedError
 from burnish.passes.quantize import Quantize
 from burnish.passes.quantize.calibrated import Calibrated

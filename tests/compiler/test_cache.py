@@ -14,7 +14,7 @@ import onnx
 import pytest
 from burnish.compiler import cache as caching
 from burnish.compiler.cache import Cache, open_cache
-from burnish.compiler.calibration import DataFile, digest_inputs
+from burnish.compiler.calibration.data import DataFile, digest_inputs
 from burnish.ir.errors import OptionError
 from burnish.ir.graph import Graph
 from burnish.passes.base import Context, Outcome, Pass, Stage

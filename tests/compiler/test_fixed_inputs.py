@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from burnish.compiler.calibration.statistics import Statistics
 from burnish.compiler.report import Report
-from burnish.compiler.statistics import Statistics
 from burnish.ir.errors import CalibrationError, OptionError
 from burnish.passes import SmoothQuant
 from burnish.passes.quantize import Quantize

@@ -9,7 +9,7 @@ import burnish
 import numpy as np
 import pytest
 import torch
-from burnish.compiler.decoding import Decoding
+from burnish.compiler.generation.decoding import Decoding
 from burnish.ir.errors import OptionError
 from burnish.passes import QuantizeCache
 from burnish.passes.attention.cache_codes import cache_scales

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir
 import pytest
-from burnish.compiler.costs import Costs
+from burnish.compiler.timing.costs import Costs
 from burnish.ir.errors import OptionError, SelectorError
 from burnish.ir.verify import verify
 from burnish.passes import CompactZeros, Prune

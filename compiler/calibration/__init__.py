@@ -1,0 +1,1 @@
+"""What is measured and learned on calibration inputs: data, statistics, gradients, codes."""
