@@ -14,18 +14,21 @@ from ...ir.rewrite import Editor
 from .flow import Consumer
 from .fold import fold
 from .groups import Found, Group
-from .products import FLOATS, Array, matrix
+from .products import Array, matrix
 
 
 def candidates(found: Found) -> list[Group]:
-    """A group for each value that products in no group read, without a producer: their own weights, all channels."""
+    """A group for each value that products in no group read, without a producer: their own weights, all channels.
+
+    Only float32: nothing else is quantized on its way into a product.
+    """
     readers: dict[onnx_ir.Value, list[Consumer]] = {}
     for node, _ in found.others:
         product, value = matrix(node), node.inputs[0]
         if product is None or product.shared is not None or value is None:
             continue
         shape, size = dims(value), product.channels[1]
-        if shape and shape[-1] == size and value.dtype in FLOATS and tensor_of(value) is None:
+        if shape and shape[-1] == size and value.dtype is onnx_ir.DataType.FLOAT and tensor_of(value) is None:
             readers.setdefault(value, []).append(Consumer(node, product, np.arange(size)))
     return [
         Group(consumers[0].node, size, np.ones(size, bool), (), None, tuple(consumers))
@@ -45,9 +48,8 @@ def insert(edit: Editor, group: Group, scales: Array) -> None:
     fold(edit, group, scales)
     nodes = [consumer.node for consumer in group.consumers]
     value = group.consumers[0].input
-    assert value.dtype is not None
     edit.at(nodes[0], nodes)
-    factors = edit.initializer((1 / scales).astype(value.dtype.numpy()), f"{value.name}.smooth")
+    factors = edit.initializer(1 / scales, f"{value.name}.smooth")
     smooth = edit.op("Mul", [value, factors], dtype=value.dtype, shape=value.shape, hint=f"{value.name}.smoothed")
     for node in nodes:
         node.replace_input_with(0, smooth)

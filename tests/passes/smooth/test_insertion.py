@@ -98,6 +98,16 @@ def test_nothing_is_inserted_that_gains_little(
     assert [node.op_type for node in graph.graph] == ["Relu", "MatMul"]
 
 
+def test_half_precision_is_left_alone(parse: Callable[..., onnx_ir.Model], calibrated: Callable[..., Context]) -> None:
+    """No kernel takes it in 8 bits, and a small scale's reciprocal would be infinite."""
+    text = "g (float16[B, 64] x) => (float16[B, 32] y) { r = Gelu(x) y = MatMul(r, w) }"
+    graph = parse(text, w=np.ones((64, 32), np.float16))
+    feeds = {"x": (rows(50, size=64)["x"] * np.where(np.arange(64) == 3, 50, 1)).astype(np.float16)}
+    outcome = SmoothQuant(insert=True).run(graph, calibrated(graph, feeds))
+    assert not outcome.rewrites
+    assert [node.op_type for node in graph.graph] == ["Gelu", "MatMul"]
+
+
 def test_shared_weights_are_left_alone(
     parse: Callable[..., onnx_ir.Model], calibrated: Callable[..., Context], outputs: Callable[..., Any]
 ) -> None:
