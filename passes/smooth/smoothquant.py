@@ -63,14 +63,13 @@ class SmoothQuant(Pass):
             outcome.skipped("", "nothing was smoothed: no calibration inputs were given")
             return outcome
 
-        def choose(group: Group, inputs: measured.Inputs) -> tuple[Array | None, dict[str, float]]:
+        def choose(group: Group, inputs: measured.Inputs) -> tuple[Array, dict[str, float]]:
             activations, weights = measured.largest(group, inputs), measured.largest_weights(group)
             alpha = _search(group, activations, weights, inputs) if self.alpha == "search" else float(self.alpha)
             return migration.scales(activations, weights, alpha), {"alpha": alpha}
 
         def worth(group: Group, inputs: measured.Inputs) -> tuple[Array | None, dict[str, float]]:
             scales, figures = choose(group, inputs)
-            assert scales is not None
             rows = _rows(group)
             before, after = (_error(group, rows, inputs, s) for s in (np.ones_like(scales), scales))
             return (scales if after <= WORTH * before else None), figures | {"error": after, "error_before": before}
