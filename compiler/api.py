@@ -13,7 +13,7 @@ from ..passes.spec import Passes
 from .build import build
 from .calibration.data import DataFile
 from .compilation import Built
-from .model import CompiledModel
+from .model import CompiledModel, check_streams
 from .progress import terminal_progress
 from .recipe import recipe
 from .report import Report
@@ -34,6 +34,7 @@ def compile(
     prefill: Passes | None = None,
     cache: bool | str | os.PathLike[str] | None = None,
     threads: int | None = None,
+    streams: int | None = None,
     progress: bool | None = None,
 ) -> CompiledModel:
     """Compile a model for ONNX Runtime, or for another backend.
@@ -56,6 +57,9 @@ def compile(
             ``passes="w4a16", prefill="w8a8"`` decodes at 4 bits and reads prompts in int8.
         cache: a folder; True or False; by default on for models that come from disk.
         threads: threads of the session; ONNX Runtime's own choice if not given.
+        streams: a call of many rows (the first axis of the outputs) runs in so many shares side by side, each on its
+            part of the threads, which is faster where operators are small (encoders, 8 bits); rows must not depend on
+            each other, the first call checks it. Weights are in memory twice.
         progress: draw progress bars; by default on a terminal.
 
     Raises:
@@ -63,6 +67,8 @@ def compile(
     """
     if threads is not None and threads < 1:
         raise OptionError(f"threads={threads} is not a number of threads", where="threads=", fix="pass 1 or more")
+    if streams is not None:
+        check_streams(streams, threads, backend)
     how = recipe(
         passes, backend=backend, verify=verify, calibration=calibration, prefill=prefill, evaluation=evaluation
     )
@@ -74,6 +80,7 @@ def compile(
         built.report,
         signature=built.signature,
         threads=threads,
+        streams=streams,
         owned=built.owned,
     )
     compiled.open()  # what cannot run is told here, not at the first call

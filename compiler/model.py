@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..ir.errors import ArtifactError, InputError, UnsupportedError
+from ..ir.errors import ArtifactError, InputError, OptionError, UnsupportedError
 from ..ir.signature import DecoderSpec, Signature, TensorSpec
 from .artifact import GENERATION_FILE, PREFILL_FILE, Manifest, check_files
 from .report import Report
@@ -32,6 +32,7 @@ class CompiledModel:
         report: what happened when it was made.
         signature: how it is called; by input names if not given.
         threads: threads of the session; ONNX Runtime's own choice if not given.
+        streams: shares of a batch that run side by side, see :func:`burnish.compile`.
         owned: the folder of the file is temporary and goes away with this object.
     """
 
@@ -43,11 +44,12 @@ class CompiledModel:
         *,
         signature: Signature | None = None,
         threads: int | None = None,
+        streams: int | None = None,
         owned: bool = False,
     ) -> None:
         self._path, self._manifest, self._report = path, manifest, report
         self._signature = signature or manifest.signature()
-        self._threads = threads
+        self._threads, self._streams = threads, streams
         self._session: Session | None = None
         self._others: dict[str, Session] = {}
         self._tokenizer: Tokenizer | None = None
@@ -126,7 +128,13 @@ class CompiledModel:
         from .benchmark import Side, benchmark
 
         options.setdefault("threads", self._threads)
-        return benchmark(Side(self._report.model or self._path.stem, str(self._path.absolute())), **options)
+        name = self._report.model or self._path.stem
+        return benchmark(Side(name, str(self._path.absolute()), streams=self._streams), **options)
+
+    @property
+    def streams(self) -> int | None:
+        """Shares of a batch that run side by side; None if a batch runs as one."""
+        return self._streams
 
     @property
     def session(self) -> Session:
@@ -177,6 +185,10 @@ class CompiledModel:
         check_files(self._path, self._manifest)
         if self._manifest.target in ANYWHERE:
             return open_graph(self._path, self._manifest.target)
+        if self._streams is not None:
+            from ..backends.onnxruntime.streams import Streams
+
+            return Streams(self._path, streams=self._streams, threads=self._threads)
         return Session(self._path, threads=self._threads)
 
     @property
@@ -217,6 +229,20 @@ class CompiledModel:
 
 ANYWHERE = ("triton", "reference")
 """Targets whose sessions run on PyTorch's tensors, on any device."""
+
+
+def check_streams(streams: int, threads: int | None, target: str) -> None:
+    """Refuse streams that cannot be, before anything is compiled or opened.
+
+    Raises:
+        OptionError: fewer than 2 or more than threads, or not on ONNX Runtime.
+    """
+    from ..backends.onnxruntime import streams as rows
+    from ..backends.onnxruntime.session import usable_cpus
+
+    if target in ANYWHERE:
+        raise OptionError(f"streams are ONNX Runtime's, not of {target!r}", where="streams=", fix="leave streams out")
+    rows.check_streams(streams, threads or usable_cpus())
 
 
 def open_graph(path: Path, target: str) -> Any:

@@ -120,7 +120,7 @@ class Session:
         """
         if not self._by_value:
             return self._run_plain(feeds)
-        as_torch = any(_is_torch(value) for value in feeds.values())
+        as_torch = any(is_torch(value) for value in feeds.values())
         values = self._run(feeds)
         return [_to_torch(value) if as_torch else to_numpy(value) for value in values]
 
@@ -212,7 +212,8 @@ def _spec(item: Any) -> TensorSpec:
     return TensorSpec(item.name, name, named)
 
 
-def _is_torch(value: Any) -> bool:
+def is_torch(value: Any) -> bool:
+    """Whether something is a torch tensor, told without importing torch."""
     return type(value).__module__.partition(".")[0] == "torch" or hasattr(value, "requires_grad")
 
 
@@ -220,7 +221,7 @@ def _native(name: str, value: Any) -> tuple[Any, Any]:
     """The runtime's value that shares the memory of ``value``, and what must stay alive meanwhile."""
     if isinstance(value, onnxruntime.OrtValue):
         return value._get_c_value(), value
-    if _is_torch(value):
+    if is_torch(value):
         if str(value.device.type) != "cpu":
             raise InputError(f"input {name!r} is on device {str(value.device)!r}", fix="pass value.cpu()")
         tensor = value.detach().contiguous()
@@ -242,7 +243,7 @@ def _native(name: str, value: Any) -> tuple[Any, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, onnxruntime.OrtValue):
         return value.numpy()
-    return value.detach().numpy() if _is_torch(value) else value
+    return value.detach().numpy() if is_torch(value) else value
 
 
 class _Memory:

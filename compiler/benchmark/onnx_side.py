@@ -187,6 +187,32 @@ class OnnxSide:
         return array
 
 
+class StreamsSide(OnnxSide):
+    """A file whose batch runs in shares side by side, as :class:`burnish.CompiledModel` runs it.
+
+    Args:
+        path: an ONNX file or a saved folder.
+        streams: shares.
+        threads: of all of them.
+    """
+
+    def __init__(self, path: str | Path, streams: int, threads: int | None = None) -> None:
+        super().__init__(path, threads)
+        from ...backends.onnxruntime.streams import Streams
+
+        self._streams = Streams(find_model(path), streams=streams, threads=threads)
+
+    def prepare(self, feeds: Mapping[str, Array]) -> Callable[[], Sequence[Any]]:
+        """A function that runs the model once on ``feeds`` and returns arrays."""
+        given = {name: np.ascontiguousarray(feeds[name]) for name in self.inputs if name in feeds}
+        return lambda: self._streams.run(given)
+
+    def numpy(self, value: Any) -> Array:
+        """An output as an array."""
+        array: Array = value
+        return array
+
+
 def make_inputs(signature: Sequence[Mapping[str, Any]], dims: Mapping[str, int], seed: int = 0) -> dict[str, Array]:
     """Inputs that fit a signature: floats from N(0, 1), masks of ones, positions counted, other integers 0 or 1.
 

@@ -27,11 +27,13 @@ class Side:
         source: an ONNX file, a saved folder, or with ``eager`` a factory ``module:function`` or
             ``module:function:argument`` of a PyTorch module, or of an object that runs something else.
         eager: whether ``source`` is a factory.
+        streams: shares of a batch that run side by side, of a file, see :func:`burnish.compile`.
     """
 
     name: str
     source: str
     eager: bool = False
+    streams: int | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
@@ -46,6 +46,10 @@ class Compiled(Protocol):
     @property
     def report(self) -> Any:
         """What was done to it."""
+
+    @property
+    def streams(self) -> int | None:
+        """Shares of a batch that run side by side."""
 
 
 class _Process:
@@ -151,7 +155,7 @@ def _as_sides(models: Sequence[Any]) -> list[Side]:
         elif isinstance(model, str | os.PathLike):
             side = Side(Path(model).name or str(model), str(Path(model).absolute()))
         elif isinstance(model, Compiled):
-            side = Side(model.report.model or model.path.stem, str(model.path.absolute()))
+            side = Side(model.report.model or model.path.stem, str(model.path.absolute()), streams=model.streams)
         else:
             raise OptionError(
                 f"a {type(model).__name__} cannot be benchmarked",
@@ -161,7 +165,7 @@ def _as_sides(models: Sequence[Any]) -> list[Side]:
         name, number = side.name, 2
         while name in taken:
             name, number = f"{side.name} ({number})", number + 1
-        sides.append(Side(name, side.source, side.eager))
+        sides.append(replace(side, name=name))
     return sides
 
 
@@ -219,7 +223,7 @@ def _measure(
 
 
 def _source(side: Side) -> dict[str, Any]:
-    return {"source": side.source, "eager": side.eager}
+    return {"source": side.source, "eager": side.eager, "streams": side.streams}
 
 
 def _vocabulary(loaded: Sequence[Mapping[str, Any]]) -> int:

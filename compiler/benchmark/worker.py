@@ -18,7 +18,7 @@ import numpy as np
 from ...ir.errors import BurnishError, OptionError
 from .decoding_side import DecodingSide
 from .machine import peak_memory
-from .onnx_side import OnnxSide
+from .onnx_side import OnnxSide, StreamsSide
 
 if TYPE_CHECKING:
     from .torch_side import TorchSide
@@ -36,7 +36,7 @@ class Worker:
         if message["eager"]:
             self.side = made(message["source"], message["threads"])
         else:
-            self.side = opened(message["source"], message["threads"])
+            self.side = opened(message["source"], message["threads"], message["streams"])
         return {
             "signature": self.side.signature(),
             "decoder": self.side.is_decoder,
@@ -94,8 +94,10 @@ class Worker:
         return {"bytes": peak_memory(), "torch": "torch" in sys.modules, "model_bytes": size}
 
 
-def opened(source: str, threads: int | None) -> OnnxSide | DecodingSide:
+def opened(source: str, threads: int | None, streams: int | None = None) -> OnnxSide | DecodingSide:
     """The side of an ONNX file or saved folder; a decoder with a generation graph runs that."""
+    if streams is not None:
+        return StreamsSide(source, streams, threads)
     return DecodingSide.of(source, threads) or OnnxSide(source, threads)
 
 

@@ -225,6 +225,9 @@ def benchmark(
     models: Annotated[list[Path], typer.Argument(help="ONNX files, or folders that Burnish wrote; one or two.")],
     rounds: Annotated[int, typer.Option("--rounds", help="Turns of each model, at least 5.")] = 7,
     threads: Annotated[int | None, typer.Option("--threads", help="Threads of each; all cores if left out.")] = None,
+    streams: Annotated[
+        int | None, typer.Option("--streams", help="Shares of a batch, side by side; the batch as one if left out.")
+    ] = None,
     dim: Annotated[
         list[str] | None, typer.Option("--dim", help="Size of a symbolic dimension, NAME=SIZE; may be repeated.")
     ] = None,
@@ -232,13 +235,14 @@ def benchmark(
     output: Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")] = None,
 ) -> None:
     """Time a model, or two side by side: a process each, rounds alternated."""
+    from ..benchmark import Side
     from ..benchmark import benchmark as run
     from ..calibration.data import load_arrays
     from ..progress import terminal_progress
 
     with terminal_progress() as drawn:
         result = run(
-            *models,
+            *(Side(path.name or str(path), str(path.absolute()), streams=streams) for path in models),
             rounds=rounds,
             threads=threads,
             dims=_dims(dim or []),

@@ -55,6 +55,16 @@ def test_same_file_twice_has_equal_outputs(linear_file: Write) -> None:
     assert "largest difference" in str(result)
 
 
+def test_streams_give_the_same(linear_file: Write) -> None:
+    path = linear_file()
+    sides = [path, Side("streams", str(path), streams=2)]
+    result = benchmark(*sides, dims={"batch": 6}, rounds=5, threads=2)
+    assert result.difference["streams"] < 1e-6
+    assert result.to_json()["sides"]["streams"]["streams"] == 2
+    with pytest.raises(OptionError, match="streams=2 with 1 threads"):
+        benchmark(sides[1], dims={"batch": 6}, rounds=5, threads=1)
+
+
 def test_only_one_side_works_at_a_time(linear_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     from burnish.compiler.benchmark import runner as module
 

@@ -189,6 +189,7 @@ def test_other_values(network: Callable, tmp_path: Path) -> None:
     path = network().path
     assert "is not NAME=SIZE" in refused("benchmark", path, "--dim", "batch")
     assert "--dim batch=1" in refused("benchmark", path)
+    assert "streams=1 with" in refused("benchmark", path, "--dim", "batch=4", "--streams", 1)
     (tmp_path / "x.npz").write_text("no")
     assert "cannot be read" in refused("compare", path, path, "--inputs", tmp_path / "x.npz")
     np.savez(tmp_path / "x.npz", z=np.ones(3))
