@@ -66,13 +66,13 @@ def _run(code: str) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize("index", range(4), ids=["module", "language model", "torch.compile", "ONNX file"])
+@pytest.mark.parametrize("index", range(5), ids=["module", "streams", "language model", "torch.compile", "ONNX file"])
 def test_readme_examples(
     folder: Path, index: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
     examples = _blocks(ROOT / "README.md", "python")
-    assert len(examples) == 4
+    assert len(examples) == 5
     names = _run(examples[index])
     shown = capsys.readouterr().out
     if "decoder" in names:
@@ -80,6 +80,8 @@ def test_readme_examples(
         assert sum(f.stat().st_size for f in (folder / "smollm2-4bit").glob("model.onnx*")) < 0.8e6  # float32: 2.4 MB
     elif "fast" in names:
         assert "nodes on ONNX Runtime" in shown and "eager" not in shown
+    elif "encoder" in names:
+        assert names["compiled"].streams == 2
     else:
         assert "canonicalize" in shown
 
@@ -88,7 +90,7 @@ def test_readme_commands(folder: Path) -> None:
     (block,) = _blocks(ROOT / "README.md", "sh")
     program = Path(sys.executable).with_name("burnish")
     commands = block.strip().splitlines()
-    assert len(commands) == 7
+    assert len(commands) == 8
     for line in commands:
         name, *arguments = shlex.split(line)
         assert name == "burnish"
