@@ -59,7 +59,7 @@ def compile(
         threads: threads of the session; ONNX Runtime's own choice if not given.
         streams: a call of many rows (the first axis of the outputs) runs in so many shares side by side, each on its
             part of the threads, which is faster where operators are small (encoders, 8 bits); rows must not depend on
-            each other, the first call checks it. Weights are in memory twice.
+            each other, the first call checks it. Weights are in memory twice. ``generate`` takes all threads as ever.
         progress: draw progress bars; by default on a terminal.
 
     Raises:

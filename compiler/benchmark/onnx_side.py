@@ -202,6 +202,11 @@ class StreamsSide(OnnxSide):
 
         self._streams = Streams(find_model(path), streams=streams, threads=threads)
 
+    @property
+    def is_decoder(self) -> bool:
+        """Never: streams are for calls, not for tokens one by one."""
+        return False
+
     def prepare(self, feeds: Mapping[str, Array]) -> Callable[[], Sequence[Any]]:
         """A function that runs the model once on ``feeds`` and returns arrays."""
         given = {name: np.ascontiguousarray(feeds[name]) for name in self.inputs if name in feeds}

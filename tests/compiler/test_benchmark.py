@@ -65,6 +65,12 @@ def test_streams_give_the_same(linear_file: Write) -> None:
         benchmark(sides[1], dims={"batch": 6}, rounds=5, threads=1)
 
 
+def test_streams_are_for_calls(decoder_file: Path) -> None:
+    streams = Side("streams", str(decoder_file), streams=2)
+    with pytest.raises(OptionError, match="is no decoder with a cache"):
+        benchmark(streams, scenarios=[prefill(4)], rounds=5, threads=2)
+
+
 def test_only_one_side_works_at_a_time(linear_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     from burnish.compiler.benchmark import runner as module
 
