@@ -102,7 +102,8 @@ class Streams(Session):
         # Which of two equal numbers is the largest, a step of a code may change: indices say little beside floats.
         floats = [pair for pair in pairs if "FLOAT" in pair[0].dtype or pair[0].dtype == "DOUBLE"]
         for spec, one, other in floats or pairs:
-            apart = float(np.sqrt(np.nansum((one - other) ** 2) / max(np.nansum(one**2), 1e-30)))
+            known = np.isfinite(one) & np.isfinite(other)  # a mask may be infinite
+            apart = float(np.linalg.norm(one[known] - other[known]) / max(float(np.linalg.norm(one[known])), 1e-15))
             if apart > _TOLERANCE:
                 raise UnsupportedError(
                     f"rows depend on each other: run apart, output {spec.name!r} is another by {apart:.1%}",
