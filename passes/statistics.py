@@ -236,6 +236,37 @@ class TokenSpan(Observer):
         return np.asarray(parts[0] / count, np.float32)
 
 
+ZERO_POINTS = tuple(range(8, 255, 8))
+"""Codes of 255 that may stand for zero in all tokens, see :class:`TokenSteps`."""
+
+
+@dataclass(frozen=True)
+class TokenSteps(Observer):
+    """Mean over tokens of (255 s)², s the step of codes by token in which code z stands for zero: [Z], z of
+    ``ZERO_POINTS``. Beside :class:`TokenSpan` it says by what factor one z for all tokens multiplies the error.
+    """
+
+    parts = ("sum",)
+
+    def insert(self, edit: Editor, tokens: onnx_ir.Value) -> Sequence[onnx_ir.Value]:
+        """For each z the larger of the steps that the two ends of a token need, and the sum of their squares."""
+        last = edit.ints([1], "channels_axis")
+        codes = np.asarray(ZERO_POINTS, np.float32)
+        above = edit.initializer(255 / (255 - codes)[None], "above_zero")
+        below = edit.initializer(-255 / codes[None], "below_zero")
+        high, low = (edit.op(op, [tokens, last], {"keepdims": 1}) for op in ("ReduceMax", "ReduceMin"))
+        steps = edit.op("Max", [edit.op("Mul", [high, above]), edit.op("Mul", [low, below])])
+        return [reduce(edit, "ReduceSum", edit.op("Mul", [steps, steps]))]
+
+    def finish(self, parts: Sequence[Array], count: int) -> Array:
+        """Sum over count."""
+        return np.asarray(parts[0] / count, np.float32)
+
+    def size(self, channels: int) -> int:
+        """Bytes held while batches are added."""
+        return 12 * len(ZERO_POINTS)
+
+
 HISTOGRAM_STEPS = 32
 """Bins of a :class:`Histogram` for each doubling of the magnitude: their edges are 2 % apart."""
 HISTOGRAM_LEAST, HISTOGRAM_MOST = -24, 24

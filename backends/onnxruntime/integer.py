@@ -2,8 +2,8 @@
 
 The kernel takes unsigned activations and signed weights: both signed, it is 20 times slower. It takes one scale and
 one zero point for all activations. So the scales of the tokens are multiplied to its result, and a bias is added after
-that; and their zero points stand in columns behind the codes, where the weights sum up to minus the sum of the channel:
-``sum(q w) - z sum(w) = sum((q - z) w)``, exact in integers.
+that; and their zero points, unless all have the same, stand in columns behind the codes, where the weights sum up to
+minus the sum of the channel: ``sum(q w) - z sum(w) = sum((q - z) w)``, exact in integers.
 """
 
 from __future__ import annotations
@@ -89,8 +89,11 @@ class _Lowering:
         if reason is None and len(products) + len(tables) < len(readers):
             reason = "something else reads its weight, too"
         kinds = {attribute(quantize, "block_size", 0) == 0 for _, _, (quantize, _) in products}
+        shared = {_shared_offset(quantize) is not None for _, _, (quantize, _) in products}
         if reason is None and len(kinds) > 1:
             reason = "its weight meets inputs quantized by token and as a whole"
+        if reason is None and len(shared) > 1:
+            reason = "its weight meets inputs with one zero point and with one for each token"
         if reason is not None:
             for user, _, _ in products:
                 self.remarks.append(Remark("missed", module_path(user), f"not computed in int8: {reason}"))
@@ -98,7 +101,7 @@ class _Lowering:
         found = read(node, turned=turned)
         assert isinstance(found, Quantized)
         # A zero point that is the same for all rows is the kernel's own business.
-        extra = 0 if True in kinds else _extra(found)
+        extra = 0 if True in kinds or True in shared else _extra(found)
         stored = _store(self.edit, found, extra)
         for user in tables:
             self._table(user, stored)
@@ -141,6 +144,8 @@ class _Lowering:
             if alpha == beta == 1.0 and is_bias(bias, stored.weight.n):
                 inputs += [None, bias]
                 bias = None
+        elif (offset := _shared_offset(quantize)) is not None:
+            inputs.append(edit.initializer(np.asarray(offset, np.uint8), "zero_point"))
         result = (tail or user).outputs[0]
         y = edit.op(
             "MatMulIntegerToFloat", inputs, domain=CONTRIB, dtype=result.dtype, shape=result.shape,
@@ -158,17 +163,25 @@ class _Lowering:
         edit.at(quantize)
         if (quantize, 0) not in self._codes:
             x, scale = quantize.inputs[:2]
-            offset = edit.op("Cast", [_unsigned_offset(quantize)], {"to": int(onnx_ir.DataType.UINT8)})
+            offset = self._offset(quantize)
             block = {"axis": -1, "block_size": attribute(quantize, "block_size")}
             self._codes[quantize, 0] = edit.op("QuantizeLinear", [x, scale, offset], block, hint=quantize.name)
         codes = self._codes[quantize, 0]
-        if (quantize, extra) not in self._codes:
+        if extra and (quantize, extra) not in self._codes:
             made = codes.producer()
             assert made is not None
             # Two long pieces: a piece for each column takes several times longer.
             columns = edit.op("Expand", [made.inputs[2], edit.ints([extra])])
             self._codes[quantize, extra] = edit.op("Concat", [codes, columns], {"axis": -1}, hint=quantize.name)
         return self._codes[quantize, extra]
+
+    def _offset(self, quantize: onnx_ir.Node) -> onnx_ir.Value:
+        """The zero points of rows as uint8."""
+        expand, offset = producer(quantize.inputs[2], "Expand"), _shared_offset(quantize)
+        if expand is not None and offset is not None:
+            whole = self.edit.initializer(np.asarray([offset], np.uint8), "zero_point")
+            return self.edit.op("Expand", [whole, expand.inputs[1]])
+        return self.edit.op("Cast", [_unsigned_offset(quantize)], {"to": int(onnx_ir.DataType.UINT8)})
 
     def _table(self, user: onnx_ir.Node, stored: _Stored) -> None:
         """Rows of the int8 weight and their scales are gathered, then dequantized."""
@@ -208,7 +221,8 @@ def _quantized_input(product: onnx_ir.Node) -> tuple[onnx_ir.Node, onnx_ir.Node]
     for node in (quantize, dequantize):
         if attribute(node, "axis", 1) not in (-1, len(sizes) - 1) or attribute(node, "block_size", 0) != sizes[-1]:
             return None
-    return None if _unsigned_offset(quantize) is None else (quantize, dequantize)
+    known = _unsigned_offset(quantize) is not None or _shared_offset(quantize) is not None
+    return (quantize, dequantize) if known else None
 
 
 def _static_input(product: onnx_ir.Node) -> tuple[onnx_ir.Node, onnx_ir.Node] | None:
@@ -233,6 +247,13 @@ def _unsigned_offset(quantize: onnx_ir.Node) -> onnx_ir.Value | None:
     less = None if cast is None else producer(cast.inputs[0], "Sub")
     middle = None if less is None else constant(less.inputs[1], limit=1)
     return less.inputs[0] if less is not None and middle is not None and middle == _OFFSET else None
+
+
+def _shared_offset(quantize: onnx_ir.Node) -> int | None:
+    """The zero point of all rows before 128 was taken off and it became int8."""
+    expand = producer(quantize.inputs[2], "Expand")
+    whole = None if expand is None else constant(expand.inputs[0], limit=1)
+    return None if whole is None or whole.size != 1 else int(whole.reshape(-1)[0]) + _OFFSET
 
 
 def _is_table(user: onnx_ir.Node, index: int) -> bool:

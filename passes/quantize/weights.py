@@ -16,7 +16,7 @@ from . import origin
 from .calibrated import Calibrated
 from .choice import auto, sensitivity
 from .choice.options import Wishes
-from .inputs import activations, alike, histogram, static
+from .inputs import activations, alike, histogram, static, zero_points
 from .inputs.histogram import Range
 from .inputs.outliers import Outliers
 from .methods import refine
@@ -85,6 +85,9 @@ class Quantize(Pass):
             calibration inputs instead where their square error grows by no more than this factor, which takes less
             time; if not given, 2.5 where there are calibration inputs and a method looks at them; 0 leaves each token
             its scale.
+        fixed_zero_points: with activations quantized by token, inputs get one zero point for all tokens from
+            calibration inputs where their square error grows by no more than this factor, which takes less time; if not
+            given, 1.4 where ``fixed_inputs`` has a default, too; 0 leaves each token its own.
         budget: with the scheme ``"auto"``, which chooses a scheme for each product (or leaves it float): how much the
             model may lose on the evaluation inputs, or on those for calibration if there are none. For a language
             model, by how much perplexity may grow (0.05 is 5 %); for others, the relative error of the outputs.
@@ -123,6 +126,7 @@ class Quantize(Pass):
     percentile: float = 99.99
     outliers: float | None = None
     fixed_inputs: float | None = None
+    fixed_zero_points: float | None = None
     budget: float | None = None
     objective: str = "time"
     prompt: int = 128
@@ -154,16 +158,18 @@ class Quantize(Pass):
                 raise OptionError(f"{name}={number!r} is negative", where="Quantize", fix="use 0, 1, 2 …")
         if self.outliers is not None and not self.outliers > 0:
             raise OptionError(f"outliers={self.outliers!r} is no magnitude", where="Quantize", fix="use 6.0")
-        if self.fixed_inputs is not None and not self.fixed_inputs >= 0:
-            raise OptionError(
-                f"fixed_inputs={self.fixed_inputs!r} is no factor of an error", where="Quantize",
-                fix="use 2.5, or 0 for a scale of its own for each token",
-            )  # fmt: skip
-        if self.fixed_inputs and self.outliers is not None:
-            raise OptionError(
-                "outliers are taken out of inputs that are quantized by token, fixed_inputs quantizes them otherwise",
-                where="Quantize", fix="leave one out",
-            )  # fmt: skip
+        for name, usual in (("fixed_inputs", alike.LIMIT), ("fixed_zero_points", zero_points.LIMIT)):
+            factor = getattr(self, name)
+            if factor is not None and not factor >= 0:
+                raise OptionError(
+                    f"{name}={factor!r} is no factor of an error", where="Quantize",
+                    fix=f"use {usual}, or 0 for one of its own for each token",
+                )  # fmt: skip
+            if factor and self.outliers is not None:
+                raise OptionError(
+                    f"outliers are taken out of inputs that are quantized by token, {name} quantizes them otherwise",
+                    where="Quantize", fix="leave one out",
+                )  # fmt: skip
         if self.keep_columns and self.method == "rtn":
             raise OptionError(
                 "keep_columns needs calibration inputs, method='rtn' takes none", where="Quantize", fix="leave one out"
@@ -255,11 +261,19 @@ class Quantize(Pass):
         chosen = select(targets, plan, outcome, totals)
         rounder: Calibrated | None = None
         known: dict[onnx_ir.Value, Range] = {}
+        zeros: dict[onnx_ir.Value, int] = {}
         if self.scheme == auto.NAME:
             chosen, rounder = self._choose(graph, chosen, plan, context, outcome, totals)
-        elif self.outliers is None and (limit := self._growth(context)):
+        elif self.outliers is None:
+            limit = self._growth(self.fixed_inputs, alike.LIMIT, context)
+            limit_zeros = self._growth(self.fixed_zero_points, zero_points.LIMIT, context)
             rounded = [] if self.method == "rtn" or self._propagates(context) else [weight for weight, _ in chosen]
-            chosen, known = alike.fix(chosen, limit, context, outcome, Calibrated.request(rounded))
+            moments = Calibrated.request(rounded)
+            if limit:
+                also = zero_points.requests(chosen) if limit_zeros else []
+                chosen, known = alike.fix(chosen, limit, context, outcome, moments, *also)
+            if limit_zeros:
+                zeros = zero_points.fix(chosen, limit_zeros, context, outcome, moments)
         convolutions, others = plan.split_others(targets, graph, totals)
         origin.tell(outcome, [(weight, scheme) for weight, scheme in chosen if scheme.activations is None])
         opset = graph.opset_imports.get("", 1)
@@ -280,7 +294,7 @@ class Quantize(Pass):
         )  # fmt: skip
         rounding.run(chosen)
         products = [n for weight, s in chosen if s.activations and s.activations.dynamic for n in weight.products]
-        inputs = activations.quantize_inputs(rounding.edit, products, rounding.order, outliers)
+        inputs = activations.quantize_inputs(rounding.edit, products, rounding.order, outliers, zeros)
         if outliers is not None and self.outliers is not None:
             outliers.tell(outcome, self.outliers)
         for nodes in inputs.values():
@@ -318,12 +332,12 @@ class Quantize(Pass):
         totals.left_weights += left_float
         return [*given, *found], rounder
 
-    def _growth(self, context: Context) -> float:
-        """By how much the error of an input may grow for the sake of one scale; 0 where each token keeps its own."""
-        if self.fixed_inputs is not None:
-            return self.fixed_inputs
+    def _growth(self, given: float | None, usual: float, context: Context) -> float:
+        """By how much an input's error may grow for what all tokens share; 0 where each token keeps its own."""
+        if given is not None:
+            return given
         measures = context.has_calibration and context.target != "triton" and self.method != "rtn"
-        return alike.LIMIT if measures else 0.0
+        return usual if measures else 0.0
 
     def _propagates(self, context: Context) -> bool:
         return self.method != "rtn" and propagation.resolved(self.propagate, context) != "off"

@@ -19,6 +19,7 @@ from burnish.passes.statistics import (
     HISTOGRAM_BINS,
     HISTOGRAM_LEAST,
     HISTOGRAM_STEPS,
+    ZERO_POINTS,
     AbsMax,
     ChannelMoments,
     DirectionHessian,
@@ -29,6 +30,7 @@ from burnish.passes.statistics import (
     Moments,
     Observer,
     TokenSpan,
+    TokenSteps,
 )
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -72,6 +74,11 @@ def _token_span(x: Array) -> Array:
     return np.square(span).mean(keepdims=True)
 
 
+def _token_steps(x: Array) -> Array:
+    codes, high, low = np.asarray(ZERO_POINTS), x.max(axis=1)[:, None], x.min(axis=1)[:, None]
+    return np.square(255 * np.maximum(high / (255 - codes), -low / codes)).mean(axis=0)
+
+
 def _directions(x: Array) -> Array:
     return x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + 1e-20)
 
@@ -81,6 +88,7 @@ _OBSERVERS: Mapping[type[Observer], Callable[[Array], Array]] = {
     AbsMax: lambda x: np.abs(x).max(axis=0),
     Histogram: _histogram,
     TokenSpan: _token_span,
+    TokenSteps: _token_steps,
     MinMax: lambda x: np.stack([x.min(axis=0), x.max(axis=0)]),
     Hessian: lambda x: x.T @ x / len(x),
     DirectionHessian: lambda x: _directions(x).T @ _directions(x) / len(x),

@@ -7,11 +7,13 @@ it takes away more than half of the error of a symmetric range. A product by wei
 an integer product times the scale of the row and the scale of the column. In the graph this stands in ONNX's own
 operators, a ``QuantizeLinear`` whose blocks are the rows and the ``DequantizeLinear`` that undoes it; no calibration is
 needed. The codes are signed, 128 less: unsigned ones ONNX Runtime fuses into a kernel that refuses scales of rows.
+Where calibration inputs found one z for all rows (:mod:`.zero_points`), ``s = max(max x / (255 - z), -min x / z)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir
@@ -54,6 +56,7 @@ def quantize_inputs(
     products: Sequence[onnx_ir.Node],
     order: Mapping[onnx_ir.Node, int],
     outliers: Outliers | None = None,
+    zero_points: Mapping[onnx_ir.Value, int] = MappingProxyType({}),
 ) -> dict[onnx_ir.Value, list[onnx_ir.Node]]:
     """Let ``products`` read their left operand through 8 bits; one they share is quantized once.
 
@@ -62,6 +65,7 @@ def quantize_inputs(
         products: ``MatMul`` and ``Gemm`` nodes whose left operand is float32 [..., tokens, channels].
         order: position of each node in the graph.
         outliers: channels that count as zero here, because they are multiplied elsewhere.
+        zero_points: of the inputs that have one for all tokens, from 1 to 254.
 
     Returns:
         The products by the value they read.
@@ -81,16 +85,25 @@ def quantize_inputs(
     for x, nodes in readers.items():
         edit.at(nodes[0], nodes)
         name = x.name or "input"
+        code = zero_points.get(x)
         mask = None if outliers is None else outliers.mask(x)
         if mask is not None:
             x = without(edit, x, mask)
-        high = edit.op("Max", [edit.op("ReduceMax", [x, last], {"keepdims": 1}), zero])
-        low = edit.op("Min", [edit.op("ReduceMin", [x, last], {"keepdims": 1}), zero])
-        # A row of zeros has no scale: any will do but zero.
-        scale = edit.op("Max", [edit.op("Mul", [edit.op("Sub", [high, low]), step]), tiny], hint=f"{name}.scale")
-        offset = edit.op("Round", [edit.op("Div", [edit.op("Neg", [low]), scale])])
-        offset = edit.op("Sub", [offset, middle])
-        offset = edit.op("Cast", [offset], {"to": int(onnx_ir.DataType.INT8)}, hint=f"{name}.zero_point")
+        low, high = (edit.op(op, [x, last], {"keepdims": 1}) for op in ("ReduceMin", "ReduceMax"))
+        if code is not None:
+            up = edit.initializer(np.asarray(1 / (_LARGEST - code), np.float32), "step_above")
+            down = edit.initializer(np.asarray(-1 / code, np.float32), "step_below")
+            steps = [edit.op("Mul", [high, up]), edit.op("Mul", [low, down])]
+            scale = edit.op("Max", [*steps, tiny], hint=f"{name}.scale")
+            whole = edit.initializer(np.asarray([code - 128], np.int8), f"{name}.zero")
+            offset = edit.op("Expand", [whole, edit.op("Shape", [scale])], hint=f"{name}.zero_point")
+        else:
+            high, low = edit.op("Max", [high, zero]), edit.op("Min", [low, zero])
+            # A row of zeros has no scale: any will do but zero.
+            scale = edit.op("Max", [edit.op("Mul", [edit.op("Sub", [high, low]), step]), tiny], hint=f"{name}.scale")
+            offset = edit.op("Round", [edit.op("Div", [edit.op("Neg", [low]), scale])])
+            offset = edit.op("Sub", [offset, middle])
+            offset = edit.op("Cast", [offset], {"to": int(onnx_ir.DataType.INT8)}, hint=f"{name}.zero_point")
         block = {"axis": -1, "block_size": _channels(nodes[0])}
         codes = edit.op("QuantizeLinear", [x, scale, offset], block, hint=f"{name}.quantize")
         restored = edit.op(
