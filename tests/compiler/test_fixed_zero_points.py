@@ -97,6 +97,25 @@ def test_ends_that_change_sides_keep_their_zero_points() -> None:
     assert forced.report.accuracy.signal_to_noise < model.report.accuracy.signal_to_noise - 3.0
 
 
+class Shared(Net):
+    """One weight meets an input with two sides, and one whose large end changes sides."""
+
+    def __init__(self) -> None:
+        super().__init__("two")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[tokens, 256] to [tokens, 256]."""
+        return self.outer(super().forward(x) + torch.cat([300 * x[:, :1], torch.zeros_like(x[:, 1:])], dim=-1))
+
+
+def test_a_weight_that_two_inputs_meet_stays_in_int8() -> None:
+    model = burnish.compile(
+        Shared().eval(), (DATA[0],), dynamic_shapes=({0: torch.export.Dim("tokens")},), calibration=DATA[:8],
+        passes=[Quantize("w8a8", include="outer*")], cache=False,
+    )  # fmt: skip
+    assert told(model) == [] and operators(model)["MatMulIntegerToFloat"] == 2
+
+
 @settings(deadline=None, max_examples=30)
 @given(
     seed=st.integers(0, 1000), tokens=st.integers(1, 6), factor=st.sampled_from([0.0, 1e-6, 1.0, 1e4]),

@@ -56,14 +56,20 @@ def fix(
     context.prepare(*requests(chosen), *also)
     spans, steps = context.statistics(values, TokenSpan()), context.statistics(values, TokenSteps())
     found: dict[onnx_ir.Value, int] = {}
-    worst = 0.0
+    growth: dict[onnx_ir.Value, float] = {}
     for value in values:
         each, for_all = float(spans[value.name or ""][0]), steps[value.name or ""]
         best = int(np.argmin(for_all))
-        growth = float(for_all[best]) / each if each > 0 else 1.0
-        if growth <= limit:
-            found[value], worst = ZERO_POINTS[best], max(worst, growth)
+        growth[value] = float(for_all[best]) / each if each > 0 else 1.0
+        if growth[value] <= limit:
+            found[value] = ZERO_POINTS[best]
+    # A weight that several inputs meet is stored once, with columns that cancel zero points or without.
+    meetings = [_inputs([pair]) for pair in chosen]
+    while split := [v for met in meetings if not all(v in found for v in met) for v in met if v in found]:
+        for value in split:
+            found.pop(value, None)
     if found:
+        worst = max(growth[value] for value in found)
         outcome.applied(
             "",
             f"{len(found)} of {len(values)} inputs quantized by token get one zero point for all tokens: their square "
