@@ -13,7 +13,7 @@ from ..passes.spec import Passes
 from .build import build
 from .calibration.data import DataFile
 from .compilation import Built
-from .model import CompiledModel, check_streams
+from .model import CompiledModel, check_rows, check_streams
 from .progress import terminal_progress
 from .recipe import recipe
 from .report import Report
@@ -67,13 +67,15 @@ def compile(
     """
     if threads is not None and threads < 1:
         raise OptionError(f"threads={threads} is not a number of threads", where="threads=", fix="pass 1 or more")
+    accept = None
     if streams is not None:
         check_streams(streams, threads, backend)
+        accept = check_rows
     how = recipe(
         passes, backend=backend, verify=verify, calibration=calibration, prefill=prefill, evaluation=evaluation
     )
     with terminal_progress(progress) as show:
-        built = build(Source(model, example_inputs, dynamic_shapes), how, cache=cache, progress=show)
+        built = build(Source(model, example_inputs, dynamic_shapes), how, cache=cache, progress=show, accept=accept)
     compiled = CompiledModel(
         built.path,
         built.manifest,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from ..frontends.imported import Imported
 from ..ir.errors import ArtifactError, BurnishError, OutputError
 from ..ir.remarks import Remark
+from ..ir.signature import Signature
 from ..passes.spec import format_pass
 from .cache import Cache, cacheable, digest_graph, digest_path, key_of, open_cache
 from .calibration.data import digest_inputs
@@ -28,6 +30,7 @@ def build(
     cache: Any = None,
     workspace: Path | None = None,
     progress: Progress = silent,
+    accept: Callable[[Signature], None] | None = None,
 ) -> Built:
     """Compile ``source``, or find it in the cache.
 
@@ -37,7 +40,16 @@ def build(
         cache: see :func:`~burnish.compiler.cache.open_cache`.
         workspace: folder to make the temporary folder in; the system's choice if not given.
         progress: called during long work.
+        accept: called with how the model is called, as soon as that is known; raises what the caller refuses.
     """
+
+    def importing() -> Imported:
+        with timed(seconds, "import"):
+            found = load(source)
+        if accept is not None:
+            accept(found.signature)
+        return found
+
     store = results = open_cache(cache, from_disk=source.path is not None)
     remarks: list[Remark] = []
     if store is not None and not cacheable([*how.passes, *(how.prefill or ())]):
@@ -60,8 +72,7 @@ def build(
         if source.path is not None:
             digest = digest_path(source.path)
         else:
-            with timed(seconds, "import"):
-                imported = load(source)
+            imported = importing()
             digest = digest_graph(imported.graph, imported.signature)
         example = repr(source.example) if how.verify == "numerics" else ""
         prompts = [] if how.prefill is None else ["prefill", *map(format_pass, how.prefill)]
@@ -74,8 +85,7 @@ def build(
             return replace_signature(found, imported)
     if imported is None:
         progress(0, 0, f"importing {source.name}")
-        with timed(seconds, "import"):
-            imported = load(source)
+        imported = importing()
     folder = _workspace(store, workspace)
     try:
         built = compile_once(source, imported, how, folder, seconds, remarks, progress, results)

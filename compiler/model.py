@@ -245,6 +245,17 @@ def check_streams(streams: int, threads: int | None, target: str) -> None:
     rows.check_streams(streams, threads or usable_cpus())
 
 
+def check_rows(signature: Signature) -> None:
+    """Refuse streams of a model whose outputs have no rows, or a fixed number of them, before it is compiled.
+
+    Raises:
+        UnsupportedError: there is such an output.
+    """
+    from ..backends.onnxruntime import streams as rows
+
+    rows.check_rows(signature.outputs, known=False)
+
+
 def open_graph(path: Path, target: str) -> Any:
     """The session of a graph that PyTorch runs, with generated kernels or node by node.
 

@@ -134,6 +134,11 @@ class Session:
         found: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
         return found
 
+    @property
+    def inference(self) -> onnxruntime.InferenceSession:
+        """ONNX Runtime's own session."""
+        return self._session
+
     def binding(self) -> Any:
         """ONNX Runtime's own binding of inputs and outputs to memory, for :meth:`run_bound`."""
         return self._session.io_binding()

@@ -125,21 +125,38 @@ def check_streams(streams: int, threads: int) -> None:
         )  # fmt: skip
 
 
+def check_rows(outputs: Sequence[TensorSpec], *, known: bool = True) -> str | None:
+    """Refuse outputs that do not all have one first axis of a size that varies, the batch.
+
+    Args:
+        outputs: what a model gives.
+        known: whether names of sizes are final; else only outputs without a first axis or of a fixed size are refused.
+
+    Returns:
+        The name of the batch's size.
+
+    Raises:
+        UnsupportedError: there is no such axis, or its size is fixed.
+    """
+    firsts = {spec.name: spec.shape[0] if spec.shape else None for spec in outputs if known or spec.shape is not None}
+    axis = next(iter(firsts.values()), None)
+    for name, first in firsts.items():
+        if not isinstance(first, str) or (known and first != axis):
+            size = f"has {first} on its first axis" if first is not None else "has no first axis"
+            raise UnsupportedError(
+                f"a batch cannot be split: output {name!r} {size}, not a size that varies and that all outputs share",
+                where="streams=", fix="leave streams out, or compile with dynamic_shapes for the first axis",
+            )  # fmt: skip
+    return axis if isinstance(axis, str) else None
+
+
 def _with_rows(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> frozenset[str]:
     """Names of the inputs whose first axis is that of all outputs, the batch.
 
     Raises:
         UnsupportedError: there is no such axis, or its size is fixed.
     """
-    firsts = {spec.name: spec.shape[0] if spec.shape else None for spec in outputs}
-    axis = next(iter(firsts.values()), None)
-    for name, first in firsts.items():
-        if not isinstance(first, str) or first != axis:
-            size = f"has {first} on its first axis" if first is not None else "has no first axis"
-            raise UnsupportedError(
-                f"a batch cannot be split: output {name!r} {size}, not a size that varies and that all outputs share",
-                where="streams=", fix="leave streams out, or compile with dynamic_shapes for the first axis",
-            )  # fmt: skip
+    axis = check_rows(outputs)
     found = frozenset(spec.name for spec in inputs if spec.shape and spec.shape[0] == axis)
     if not found:
         raise UnsupportedError(

@@ -92,6 +92,9 @@ class OnnxSide:
             self.session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises classes of its own that share no base
             raise ModelError(f"ONNX Runtime cannot load the model: {error}", where=str(file)) from error
+        self._describe()
+
+    def _describe(self) -> None:
         self.inputs = {spec.name: spec for spec in self.session.get_inputs()}
         self.outputs = [spec.name for spec in self.session.get_outputs()]
         self.past = [name for name in self.inputs if _PAST.fullmatch(name)]
@@ -194,13 +197,17 @@ class StreamsSide(OnnxSide):
         path: an ONNX file or a saved folder.
         streams: shares.
         threads: of all of them.
+
+    Raises:
+        BurnishError: see :class:`burnish.backends.onnxruntime.streams.Streams`.
     """
 
     def __init__(self, path: str | Path, streams: int, threads: int | None = None) -> None:
-        super().__init__(path, threads)
         from ...backends.onnxruntime.streams import Streams
 
         self._streams = Streams(find_model(path), streams=streams, threads=threads)
+        self.session = self._streams.inference
+        self._describe()
 
     @property
     def is_decoder(self) -> bool:

@@ -212,6 +212,12 @@ class Quantize(Pass):
             raise OptionError(
                 "the scheme 'auto' chooses bits and groups itself", where="Quantize", fix="leave these options out"
             )
+        for name in ("fixed_inputs", "fixed_zero_points"):
+            if getattr(self, name):
+                raise OptionError(
+                    f"the scheme 'auto' leaves tokens their scales and zero points, {name} takes them",
+                    where="Quantize", fix="leave it out",
+                )  # fmt: skip
         for name in self.candidates:
             resolve(name)
 
@@ -265,15 +271,7 @@ class Quantize(Pass):
         if self.scheme == auto.NAME:
             chosen, rounder = self._choose(graph, chosen, plan, context, outcome, totals)
         elif self.outliers is None:
-            limit = self._growth(self.fixed_inputs, alike.LIMIT, context)
-            limit_zeros = self._growth(self.fixed_zero_points, zero_points.LIMIT, context)
-            rounded = [] if self.method == "rtn" or self._propagates(context) else [weight for weight, _ in chosen]
-            moments = Calibrated.request(rounded)
-            if limit:
-                also = zero_points.requests(chosen) if limit_zeros else []
-                chosen, known = alike.fix(chosen, limit, context, outcome, moments, *also)
-            if limit_zeros:
-                zeros = zero_points.fix(chosen, limit_zeros, context, outcome, moments)
+            chosen, known, zeros = self._fix_inputs(chosen, context, outcome)
         convolutions, others = plan.split_others(targets, graph, totals)
         origin.tell(outcome, [(weight, scheme) for weight, scheme in chosen if scheme.activations is None])
         opset = graph.opset_imports.get("", 1)
@@ -331,6 +329,27 @@ class Quantize(Pass):
         found, left_float = auto.choose(free, context, self._wishes(), rounder, outcome)
         totals.left_weights += left_float
         return [*given, *found], rounder
+
+    def _fix_inputs(
+        self, chosen: list[tuple[Weight, Scheme]], context: Context, outcome: Outcome
+    ) -> tuple[list[tuple[Weight, Scheme]], dict[onnx_ir.Value, Range], dict[onnx_ir.Value, int]]:
+        """What inputs quantized by token can share: ranges and zero points, and the schemes that weights have then."""
+        limit = self._growth(self.fixed_inputs, alike.LIMIT, context)
+        limit_zeros = self._growth(self.fixed_zero_points, zero_points.LIMIT, context)
+        rounded = [] if self.method == "rtn" or self._propagates(context) else [weight for weight, _ in chosen]
+        moments = Calibrated.request(rounded)
+        known: dict[onnx_ir.Value, Range] = {}
+        zeros: dict[onnx_ir.Value, int] = {}
+        if self.fixed_inputs and not alike.candidates(chosen):
+            outcome.missed("", "fixed_inputs: no input behind a normalization is quantized by token")
+        if limit:
+            also = zero_points.requests(chosen) if limit_zeros else []
+            chosen, known = alike.fix(chosen, limit, context, outcome, moments, *also)
+        if self.fixed_zero_points and not activations.inputs_by_token(chosen):
+            outcome.missed("", "fixed_zero_points: no input is quantized by token")
+        if limit_zeros:
+            zeros = zero_points.fix(chosen, limit_zeros, context, outcome, moments)
+        return chosen, known, zeros
 
     def _growth(self, given: float | None, usual: float, context: Context) -> float:
         """By how much an input's error may grow for what all tokens share; 0 where each token keeps its own."""

@@ -63,6 +63,12 @@ def told(report: Report) -> list[str]:
     return [remark.reason for _, remark in report.remark_rows() if "alike from token to token" in remark.reason]
 
 
+def missed(report: Report) -> list[str]:
+    """Why none got one scale."""
+    rows = [remark.reason for _, remark in report.remark_rows() if remark.kind == "missed"]
+    return [reason for reason in rows if "alike enough" in reason or reason.startswith("fixed_inputs")]
+
+
 def test_what_a_normalization_makes_gets_one_scale() -> None:
     model = compiled()
     assert how(model.report) == ["by token", "one scale"]
@@ -79,6 +85,8 @@ def test_nearly_nothing_is_lost() -> None:
 def test_tokens_that_differ_keep_their_scales() -> None:
     report = compiled(spread=False).report
     assert set(how(report)) == {"by token"} and told(report) == []
+    (reason,) = missed(report)
+    assert reason.startswith("none of 1 inputs behind normalizations") and reason.endswith("and 2.5 is allowed")
     forced = compiled(spread=False, fixed_inputs=1000.0).report
     assert "one scale" in how(forced)
     assert forced.accuracy.signal_to_noise < report.accuracy.signal_to_noise - 1.0
@@ -109,7 +117,13 @@ def test_an_inserted_multiplication_makes_tokens_alike(insert: bool) -> None:
 
 @pytest.mark.parametrize("options", [{"fixed_inputs": 0}, {"method": "rtn"}, {"outliers": 6.0}])
 def test_nobody_asked(options: dict[str, Any]) -> None:
-    assert told(compiled(**options).report) == []
+    report = compiled(**options).report
+    assert told(report) == missed(report) == []
+
+
+def test_asked_by_name_where_no_normalization_made_an_input() -> None:
+    report = compiled(fixed_inputs=2.5, include="down").report
+    assert missed(report) == ["fixed_inputs: no input behind a normalization is quantized by token"]
 
 
 def test_by_rounding_to_nearest_where_asked_for() -> None:
@@ -150,6 +164,8 @@ def test_errors(tmp_path: Path) -> None:
         Quantize("w8a8", fixed_inputs=-1.0)
     with pytest.raises(OptionError, match="fixed_inputs quantizes them otherwise"):
         Quantize("w8a8", fixed_inputs=2.5, outliers=6.0)
+    with pytest.raises(OptionError, match="'auto' leaves tokens their scales and zero points, fixed_inputs takes"):
+        Quantize("auto", budget=0.05, fixed_inputs=2.5)
     with pytest.raises(CalibrationError):
         burnish.compile(Net(True).eval(), (DATA[0],), passes=[Quantize("w8a8", fixed_inputs=2.5)], cache=False)
 

@@ -52,10 +52,9 @@ def compiled(kind: str = "two", **options: Any) -> burnish.CompiledModel:
     )  # fmt: skip
 
 
-def told(model: burnish.CompiledModel) -> list[str]:
-    return [
-        remark.reason for _, remark in model.report.remark_rows() if "one zero point for all tokens" in remark.reason
-    ]
+def told(model: burnish.CompiledModel, kind: str = "applied") -> list[str]:
+    rows = [remark for _, remark in model.report.remark_rows() if remark.kind == kind]
+    return [one.reason for one in rows if "one zero point for all tokens" in one.reason]
 
 
 def operators(model: burnish.CompiledModel) -> dict[str, int]:
@@ -92,6 +91,8 @@ def test_a_gelu_gets_a_zero_point_near_its_end() -> None:
 def test_ends_that_change_sides_keep_their_zero_points() -> None:
     model = compiled("sides")
     assert told(model) == [] and "Concat" in operators(model)
+    (reason,) = told(model, "missed")
+    assert reason.startswith("none of 1 inputs") and reason.endswith("or more, and 1.4 is allowed")
     forced = compiled("sides", fixed_zero_points=100.0)
     assert len(told(forced)) == 1
     assert forced.report.accuracy.signal_to_noise < model.report.accuracy.signal_to_noise - 3.0
@@ -114,6 +115,8 @@ def test_a_weight_that_two_inputs_meet_stays_in_int8() -> None:
         passes=[Quantize("w8a8", include="outer*")], cache=False,
     )  # fmt: skip
     assert told(model) == [] and operators(model)["MatMulIntegerToFloat"] == 2
+    (reason,) = told(model, "missed")
+    assert reason.endswith("those that could are inputs of weights that meet others, which cannot")
 
 
 @settings(deadline=None, max_examples=30)
@@ -152,7 +155,17 @@ def test_statistics_take_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("options", [{"fixed_zero_points": 0}, {"method": "rtn"}, {"outliers": 6.0}])
 def test_nobody_asked(options: dict[str, Any]) -> None:
-    assert told(compiled(**options)) == []
+    model = compiled(**options)
+    assert told(model) == told(model, "missed") == []
+
+
+def test_asked_by_name_where_no_input_is_quantized_by_token() -> None:
+    model = burnish.compile(
+        Net("two").eval(), (DATA[0],), passes=[Quantize("w4a16", fixed_zero_points=1.4)], calibration=DATA[:2],
+        cache=False,
+    )  # fmt: skip
+    reasons = [remark.reason for _, remark in model.report.remark_rows() if remark.kind == "missed"]
+    assert "fixed_zero_points: no input is quantized by token" in reasons
 
 
 def test_a_portable_file_has_the_same(tmp_path: Path) -> None:
@@ -171,5 +184,7 @@ def test_errors() -> None:
         Quantize("w8a8", fixed_zero_points=-1.0)
     with pytest.raises(OptionError, match="fixed_zero_points quantizes them otherwise"):
         Quantize("w8a8", fixed_zero_points=1.5, outliers=6.0)
+    with pytest.raises(OptionError, match="'auto' leaves tokens their scales and zero points, fixed_zero_points takes"):
+        Quantize("auto", budget=0.05, fixed_zero_points=1.4)
     with pytest.raises(CalibrationError, match="calibration inputs are needed"):
         burnish.compile(Net("two").eval(), (DATA[0],), passes=[Quantize("w8a8", fixed_zero_points=1.5)], cache=False)

@@ -51,6 +51,12 @@ def by_token(weight: Weight, scheme: Scheme) -> bool:
     return dynamic and not scheme.by_kernel and not weight.tables
 
 
+def inputs_by_token(chosen: Sequence[tuple[Weight, Scheme]]) -> list[onnx_ir.Value]:
+    """What is quantized token by token, each once, of weights and their schemes."""
+    read = [node.inputs[0] for weight, scheme in chosen if by_token(weight, scheme) for node in weight.products]
+    return [value for value in dict.fromkeys(read) if value is not None]
+
+
 def quantize_inputs(
     edit: Editor,
     products: Sequence[onnx_ir.Node],
@@ -65,7 +71,7 @@ def quantize_inputs(
         products: ``MatMul`` and ``Gemm`` nodes whose left operand is float32 [..., tokens, channels].
         order: position of each node in the graph.
         outliers: channels that count as zero here, because they are multiplied elsewhere.
-        zero_points: of the inputs that have one for all tokens, from 1 to 254.
+        zero_points: of the inputs that have one for all tokens, see ``ZERO_POINTS``.
 
     Returns:
         The products by the value they read.

@@ -18,7 +18,7 @@ from ...base import Context, Outcome, Request
 from ...statistics import Histogram, TokenSpan
 from ..scheme import Activations, Scheme
 from ..targets import Weight
-from .activations import by_token
+from .activations import by_token, inputs_by_token
 from .histogram import Range, choose, expected_error
 
 LIMIT = 2.5
@@ -27,10 +27,9 @@ for outputs of attention, 3 to 116 behind the gated unit; on MiniLM, which canno
 _NORMALIZATIONS = ("RMSNormalization", "LayerNormalization")
 
 
-def candidates(weights: Sequence[Weight]) -> list[onnx_ir.Value]:
-    """What these weights are multiplied by, as far as a normalization made it: its size is bounded on any input."""
-    values = (node.inputs[0] for weight in weights for node in weight.products)
-    return [v for v in dict.fromkeys(values) if v is not None and _normalized(v)]
+def candidates(chosen: Sequence[tuple[Weight, Scheme]]) -> list[onnx_ir.Value]:
+    """What is quantized token by token, as far as a normalization made it: its size is bounded on any input."""
+    return [value for value in inputs_by_token(chosen) if _normalized(value)]
 
 
 def _normalized(value: onnx_ir.Value) -> bool:
@@ -59,29 +58,38 @@ def fix(
     Raises:
         CalibrationError: there are no calibration inputs, or they give no finite statistics.
     """
-    values = candidates([weight for weight, scheme in chosen if by_token(weight, scheme)])
+    values = candidates(chosen)
     found: dict[onnx_ir.Value, Range] = {}
-    worst = 0.0
+    growth: dict[onnx_ir.Value, float] = {}
     if values or not context.has_calibration:
         context.prepare((values, Histogram()), (values, TokenSpan()), *also)
         histograms, spans = context.statistics(values, Histogram()), context.statistics(values, TokenSpan())
         for value in values:
             observed = histograms[value.name or ""]
             span, each = choose(observed, "mse"), float(spans[value.name or ""][0]) / 255**2 / 12
-            growth = expected_error(observed, span) / each if each > 0 else 1.0
-            if growth <= limit:
-                found[value], worst = span, max(worst, growth)
+            growth[value] = expected_error(observed, span) / each if each > 0 else 1.0
+            if growth[value] <= limit:
+                found[value] = span
     result = []
     for weight, scheme in chosen:
         if by_token(weight, scheme) and all(node.inputs[0] in found for node in weight.products):
             scheme = replace(scheme, activations=Activations("tensor", dynamic=False))
         result.append((weight, scheme))
     if found:
+        worst = max(growth[value] for value in found)
         outcome.applied(
             "",
             f"{len(found)} of {len(values)} inputs behind normalizations are alike from token to token, and get one "
             f"scale each: their square error grows by a factor of {worst:.2f} at most",
             inputs=len(found),
             growth=round(worst, 4),
+        )
+    elif growth:
+        least = min(growth.values())
+        outcome.missed(
+            "",
+            f"none of {len(values)} inputs behind normalizations is alike enough from token to token for one scale: "
+            f"square errors would grow by a factor of {least:.2f} or more, and {limit:g} is allowed",
+            growth=round(least, 4),
         )
     return result, found

@@ -18,7 +18,7 @@ from ...base import Context, Outcome, Request
 from ...statistics import ZERO_POINTS, TokenSpan, TokenSteps
 from ..scheme import Scheme
 from ..targets import Weight
-from .activations import by_token
+from .activations import inputs_by_token
 
 LIMIT = 1.4
 """The factor that the square error may grow by."""
@@ -26,19 +26,14 @@ LIMIT = 1.4
 
 def requests(chosen: Sequence[tuple[Weight, Scheme]]) -> list[Request]:
     """What :func:`fix` will ask for, so that it can be computed together with other statistics."""
-    values = _inputs(chosen)
+    values = inputs_by_token(chosen)
     return [(values, TokenSpan()), (values, TokenSteps())]
-
-
-def _inputs(chosen: Sequence[tuple[Weight, Scheme]]) -> list[onnx_ir.Value]:
-    read = [node.inputs[0] for weight, scheme in chosen if by_token(weight, scheme) for node in weight.products]
-    return [value for value in dict.fromkeys(read) if value is not None]
 
 
 def fix(
     chosen: Sequence[tuple[Weight, Scheme]], limit: float, context: Context, outcome: Outcome, *also: Request
 ) -> dict[onnx_ir.Value, int]:
-    """Zero points, from 0 to 255, of the inputs that can do with one for all tokens.
+    """Zero points, of ``ZERO_POINTS``, of the inputs that can do with one for all tokens.
 
     Args:
         chosen: weights and their schemes; only inputs that are quantized token by token count.
@@ -50,7 +45,7 @@ def fix(
     Raises:
         CalibrationError: there are no calibration inputs, or they give no finite statistics.
     """
-    values = _inputs(chosen)
+    values = inputs_by_token(chosen)
     if not values:
         return {}
     context.prepare(*requests(chosen), *also)
@@ -64,7 +59,7 @@ def fix(
         if growth[value] <= limit:
             found[value] = ZERO_POINTS[best]
     # A weight that several inputs meet is stored once, with columns that cancel zero points or without.
-    meetings = [_inputs([pair]) for pair in chosen]
+    meetings = [inputs_by_token([pair]) for pair in chosen]
     while split := [v for met in meetings if not all(v in found for v in met) for v in met if v in found]:
         for value in split:
             found.pop(value, None)
@@ -76,5 +71,15 @@ def fix(
             f"error grows by a factor of {worst:.2f} at most",
             inputs=len(found),
             growth=round(worst, 4),
+        )
+    else:
+        least = min(growth.values())
+        reason = f"square errors would grow by a factor of {least:.2f} or more, and {limit:g} is allowed"
+        if least <= limit:
+            reason = "those that could are inputs of weights that meet others, which cannot"
+        outcome.missed(
+            "",
+            f"none of {len(values)} inputs quantized by token gets one zero point for all tokens: {reason}",
+            growth=round(least, 4),
         )
     return found

@@ -13,6 +13,7 @@ import torch
 from burnish.backends.onnxruntime import streams as module
 from burnish.backends.onnxruntime.session import Session
 from burnish.backends.onnxruntime.streams import Streams
+from burnish.compiler import build
 from burnish.ir.errors import InputError, OptionError, UnsupportedError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -131,6 +132,14 @@ def test_what_has_no_rows_is_refused(tmp_path: Path) -> None:
     path = fixed.save(tmp_path / "fixed.onnx")
     with pytest.raises(UnsupportedError, match=r"a batch cannot be split: output .* has 2 on its first axis"):
         burnish.load(path, streams=2, threads=2)
+
+
+def test_a_fixed_batch_is_refused_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "compile_once", lambda *_: pytest.fail("compiled"))
+    with pytest.raises(UnsupportedError, match=r"a batch cannot be split: output .* has 2 on its first axis"):
+        burnish.compile(
+            Net().eval(), (torch.randn(2, 3, 16), torch.randn(16)), streams=2, threads=2, progress=False, cache=False
+        )
 
 
 @pytest.mark.parametrize("streams", [0, 1, -2, 3, 2.0, True])

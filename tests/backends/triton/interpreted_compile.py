@@ -10,6 +10,7 @@ import burnish
 import numpy as np
 import torch
 from burnish.ir.errors import InputError
+from burnish.passes.quantize import Quantize
 from torch import nn
 
 
@@ -23,6 +24,30 @@ class Network(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+
+
+class Wide(nn.Module):
+    """Two products that are large enough for int8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(256, 256), nn.Linear(256, 256)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(nn.functional.gelu(self.up(x)))
+
+
+def eight_by_eight() -> None:
+    """W8A8 with one zero point for all tokens, which is off here unless asked for."""
+    model, data = Wide().eval(), [torch.randn(16, 256) for _ in range(6)]
+    compiled = burnish.compile(
+        model, (data[0],), dynamic_shapes=({0: torch.export.Dim("tokens")},), backend="triton", cache=False,
+        passes=[Quantize("w8a8", fixed_zero_points=1.4)], calibration=data[:4],
+    )  # fmt: skip
+    assert any("one zero point for all tokens" in remark.reason for _, remark in compiled.report.remark_rows())
+    assert compiled.session.source.count("= w8a8(") == 2
+    right = model(data[5])
+    assert (compiled(data[5]) - right).norm() < 0.02 * right.norm()
 
 
 def main() -> None:
@@ -63,6 +88,7 @@ def main() -> None:
                 # Without a fused block, each operator is a kernel.
                 alone = burnish.compile(model, (x,), passes=[], backend=backend, cache=False)
                 assert (alone(x) - model(x)).abs().max() < 1e-5
+        eight_by_eight()
     print("all right")
 
 
