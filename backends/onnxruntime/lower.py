@@ -9,7 +9,7 @@ from ...ir.excerpt import Clock
 from ...ir.graph import Graph
 from ...ir.outline import inline_all
 from ...ir.remarks import Remark
-from .activation import lower_activations
+from .activation import approximate_rounded, lower_activations
 from .attention import lower_attention
 from .attention_kernels import choose_attention
 from .choice import Choices
@@ -23,6 +23,7 @@ from .normalization import lower_residual_norms
 from .products import choose_products
 from .rows import flatten_rows
 from .transposes import fold_transposes
+from .unpadded import lower_unpadded
 from .zero_points import write_zero_points
 
 Target = Literal["onnxruntime", "onnx"]
@@ -67,9 +68,11 @@ def lower(graph: Graph, target: str = "onnxruntime", clock: Clock | None = None)
     choices = Choices(graph, clock)
     remarks += choose_attention(graph, choices)
     remarks += lower_residual_norms(graph, choices)
+    remarks += approximate_rounded(graph)
     remarks += lower_activations(graph, choices)
     remarks += choose_products(graph, choices)
     remarks += lower_concatenated(graph, choices)
+    remarks += lower_unpadded(graph)  # last of what looks for attention: it is inside of other graphs then
     write_zero_points(graph)
     remarks += choices.remarks
     remarks += check(graph)

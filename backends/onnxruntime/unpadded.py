@@ -1,0 +1,142 @@
+"""Attention of batches in which nothing is padded: without the mask, and by tiles where there is much of it.
+
+A mask that hides no key does nothing but cost time: ONNX Runtime 1.32 adds it to every score, and its kernel that keeps
+scores in the cache takes none. Whether one hides anything is only known when the model runs, so an ``If`` looks at the
+mask, once for all layers that share it. Time beside ``Attention`` with the mask, heads of 32 and 64 numbers, one and two
+threads of an AMD EPYC (Zen 4): without it 0.84 to 0.96; ``MultiHeadAttention``, which goes by tiles, 0.70 to 0.95
+from 512 tokens in sequences of 128 on, and up to 1.5 below.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir
+
+from ...ir.graph import Graph, attribute, dims, is_op, tensor_of
+from ...ir.remarks import Remark
+from ...ir.rewrite import Editor
+from . import kernels
+from .legality import type_name
+
+RULE = "attention with a mask of keys => attention without it where it hides nothing"
+_PLAIN = {"q_num_heads", "kv_num_heads", "scale", "is_causal", "softmax_precision"}
+_TILED = "MultiHeadAttention"
+_FLOAT = "tensor(float)"
+LENGTH, TOKENS = 128, 512
+"""Keys of a sequence, and of a batch, from which on the tiled kernel is the faster one."""
+
+
+def lower_unpadded(graph: Graph) -> list[Remark]:
+    """Choose between kernels of attention by what its mask hides, when the model runs.
+
+    Considered are operators on flat heads, neither causal nor with a cache, whose mask is the same for all queries.
+    """
+    edit = Editor(graph, RULE)
+    known: dict[tuple[onnx_ir.Value, Any], tuple[onnx_ir.Value, onnx_ir.Value | None]] = {}
+    count = 0
+    for node in [n for n in graph.graph if is_op(n, "Attention")]:
+        mask = _mask_of_keys(node)
+        if mask is None:
+            continue
+        edit.at(node, [node])
+        key = (mask, str(dims(node.inputs[1])))
+        if key not in known:
+            known[key] = _conditions(edit, mask, node)
+        _choose(edit, node, *known[key])
+        count += 1
+    return [Remark("applied", "", f"{RULE}: {count} times", {RULE: count})] if count else []
+
+
+def _mask_of_keys(node: onnx_ir.Node) -> onnx_ir.Value | None:
+    """What says which keys are hidden, [batch or 1, heads or 1, 1, keys], before it was repeated for the queries."""
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    if mask is None or any(value is not None for value in node.inputs[4:]) or len(node.outputs) > 1:
+        return None
+    if not node.attributes.keys() <= _PLAIN or attribute(node, "is_causal", 0):
+        return None
+    if any(type_name(value) != _FLOAT or len(dims(value) or ()) != 3 for value in node.inputs[:3]):
+        return None
+    maker = mask.producer()
+    if maker is not None and is_op(maker, "Expand") and maker.graph is node.graph and maker.inputs[0] is not None:
+        mask = maker.inputs[0]
+    shape = dims(mask)
+    if shape is None or len(shape) != 4 or shape[2] != 1 or tensor_of(mask) is not None:
+        return None
+    return mask if mask.dtype in (onnx_ir.DataType.BOOL, onnx_ir.DataType.FLOAT) else None
+
+
+def _conditions(
+    edit: Editor, mask: onnx_ir.Value, node: onnx_ir.Node
+) -> tuple[onnx_ir.Value, onnx_ir.Value | None]:
+    """Whether the mask hides nothing, and whether the tiled kernel is the one to take then; None where it never is."""
+    boolean = onnx_ir.DataType.BOOL
+    if mask.dtype == boolean:
+        least = edit.op("ReduceMin", [edit.op("Cast", [mask], {"to": int(onnx_ir.DataType.INT32)})], {"keepdims": 0})
+        seen = edit.op("Cast", [least], {"to": int(boolean)}, hint="nothing_hidden")
+    else:
+        most = edit.op("ReduceMax", [edit.op("Abs", [mask])], {"keepdims": 0})
+        zero = edit.initializer(np.asarray(0, np.float32), "zero")
+        seen = edit.op("Equal", [most, zero], hint="nothing_hidden")
+    shape = dims(node.inputs[1])
+    assert shape is not None
+    if not _tiles(node) or (isinstance(shape[1], int) and shape[1] < LENGTH):
+        return seen, None
+    sizes = edit.op("Shape", [node.inputs[1]], {"start": 0, "end": 2})
+    tokens = edit.op("ReduceProd", [sizes], {"keepdims": 0})
+    length = edit.op("Squeeze", [edit.op("Shape", [node.inputs[1]], {"start": 1, "end": 2})])
+    long = edit.op("GreaterOrEqual", [length, edit.ints(LENGTH, "length")])
+    many = edit.op("GreaterOrEqual", [tokens, edit.ints(TOKENS, "tokens")])
+    return seen, edit.op("And", [seen, edit.op("And", [long, many])], hint="by_tiles")
+
+
+def _tiles(node: onnx_ir.Node) -> bool:
+    """Whether the tiled kernel can do it."""
+    sizes = [dims(value) for value in node.inputs[:2]]
+    same = attribute(node, "q_num_heads") == attribute(node, "kv_num_heads")
+    has = kernels.has("com.microsoft", _TILED, 1, [_FLOAT] * 3, ("num_heads", "scale"))
+    return bool(same and sizes[0] and sizes[1] and sizes[0][2] == sizes[1][2] and has)
+
+
+def _choose(edit: Editor, node: onnx_ir.Node, seen: onnx_ir.Value, tiled: onnx_ir.Value | None) -> None:
+    attributes = {name: attribute(node, name) for name in node.attributes}
+    masked = _branch(edit, "Attention", node, node.inputs[:4], attributes)
+    plain = _branch(edit, "Attention", node, node.inputs[:3], attributes)
+    result = _either(edit, node, seen, plain, masked)
+    if tiled is not None:
+        kept = {"num_heads": attributes["q_num_heads"]}
+        if attributes.get("scale") is not None:
+            kept["scale"] = attributes["scale"]
+        by_tiles = _branch(edit, _TILED, node, node.inputs[:3], kept, "com.microsoft")
+        result = _either(edit, node, tiled, by_tiles, _inside(result))
+    edit.replace(node.outputs[0], result)
+    edit.sweep([node])
+
+
+def _branch(
+    edit: Editor, op_type: str, node: onnx_ir.Node, inputs: Any, attributes: Any, domain: str = ""
+) -> onnx_ir.Graph:
+    """A graph of one operator that reads what is outside of it."""
+    old = node.outputs[0]
+    return _inside(
+        edit.op(op_type, inputs, attributes, domain=domain, dtype=old.dtype, shape=old.shape, hint=node.name)
+    )
+
+
+def _inside(value: onnx_ir.Value) -> onnx_ir.Graph:
+    """The operator that makes a value, taken out of its graph into one of its own."""
+    maker = value.producer()
+    assert maker is not None and maker.graph is not None
+    maker.graph.remove(maker)
+    return onnx_ir.Graph([], [value], nodes=[maker], name=value.name)
+
+
+def _either(
+    edit: Editor, node: onnx_ir.Node, condition: onnx_ir.Value, then: onnx_ir.Graph, otherwise: onnx_ir.Graph
+) -> onnx_ir.Value:
+    old = node.outputs[0]
+    return edit.op(
+        "If", [condition], {"then_branch": then, "else_branch": otherwise}, dtype=old.dtype, shape=old.shape,
+        hint=node.name,
+    )  # fmt: skip
