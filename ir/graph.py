@@ -25,6 +25,8 @@ FLOAT_INPUTS = "burnish.float_inputs"
 """On a ``DequantizeLinear`` of weights: products by it take their inputs as they are, whatever a faster kernel does."""
 RULE = "burnish.rule"
 """Provenance: the rewrites that made the node, oldest first, separated by ``;``."""
+UNPADDED = "attention with a mask of keys => attention without it where it hides nothing"
+"""The rewrite that makes an ``If`` of an attention, by which one is known in a file that was compiled before."""
 
 
 def all_nodes(graph: Graph) -> Iterator[onnx_ir.Node]:

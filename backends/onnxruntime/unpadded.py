@@ -2,9 +2,9 @@
 
 A mask that hides no key does nothing but cost time: ONNX Runtime 1.32 adds it to every score, and its kernel that keeps
 scores in the cache takes none. Whether one hides anything is only known when the model runs, so an ``If`` looks at the
-mask, once for all layers that share it. Time beside ``Attention`` with the mask, heads of 32 and 64 numbers, one and two
-threads of an AMD EPYC (Zen 4): without it 0.84 to 0.96; ``MultiHeadAttention``, which goes by tiles, 0.70 to 0.95
-from 512 tokens in sequences of 128 on, and up to 1.5 below.
+mask, once for all layers that share it. Time beside ``Attention`` with the mask, heads of 32 and 64 numbers, one and
+two threads of an AMD EPYC (Zen 4): without it 0.83 to 0.97; ``MultiHeadAttention``, which goes by tiles, 0.73 to 0.97
+from 512 tokens in sequences of 128 on, and up to 1.4 below.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from ...ir.graph import Graph, attribute, dims, is_op, tensor_of
+from ...ir.graph import UNPADDED, Graph, attribute, dims, is_op, tensor_of
 from ...ir.remarks import Remark
 from ...ir.rewrite import Editor
 from . import kernels
 from .legality import type_name
 
-RULE = "attention with a mask of keys => attention without it where it hides nothing"
 _PLAIN = {"q_num_heads", "kv_num_heads", "scale", "is_causal", "softmax_precision"}
 _TILED = "MultiHeadAttention"
 _FLOAT = "tensor(float)"
@@ -33,7 +32,7 @@ def lower_unpadded(graph: Graph) -> list[Remark]:
 
     Considered are operators on flat heads, neither causal nor with a cache, whose mask is the same for all queries.
     """
-    edit = Editor(graph, RULE)
+    edit = Editor(graph, UNPADDED)
     known: dict[tuple[onnx_ir.Value, Any], tuple[onnx_ir.Value, onnx_ir.Value | None]] = {}
     count = 0
     for node in [n for n in graph.graph if is_op(n, "Attention")]:
@@ -46,7 +45,7 @@ def lower_unpadded(graph: Graph) -> list[Remark]:
             known[key] = _conditions(edit, mask, node)
         _choose(edit, node, *known[key])
         count += 1
-    return [Remark("applied", "", f"{RULE}: {count} times", {RULE: count})] if count else []
+    return [Remark("applied", "", f"{UNPADDED}: {count} times", {UNPADDED: count})] if count else []
 
 
 def _mask_of_keys(node: onnx_ir.Node) -> onnx_ir.Value | None:
@@ -67,9 +66,7 @@ def _mask_of_keys(node: onnx_ir.Node) -> onnx_ir.Value | None:
     return mask if mask.dtype in (onnx_ir.DataType.BOOL, onnx_ir.DataType.FLOAT) else None
 
 
-def _conditions(
-    edit: Editor, mask: onnx_ir.Value, node: onnx_ir.Node
-) -> tuple[onnx_ir.Value, onnx_ir.Value | None]:
+def _conditions(edit: Editor, mask: onnx_ir.Value, node: onnx_ir.Node) -> tuple[onnx_ir.Value, onnx_ir.Value | None]:
     """Whether the mask hides nothing, and whether the tiled kernel is the one to take then; None where it never is."""
     boolean = onnx_ir.DataType.BOOL
     if mask.dtype == boolean:

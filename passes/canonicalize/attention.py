@@ -1,13 +1,14 @@
-"""``Attention`` takes fewer key/value heads than query heads: repeating them in front of it is wasted work."""
+"""``Attention``: fewer heads of keys instead of repeated ones; one operator for the ``If`` of a compiled file."""
 
 from __future__ import annotations
 
 import onnx_ir
 
-from ...ir.graph import constant, producer
+from ...ir.graph import RULE, UNPADDED, attribute, constant, is_op, producer
 from ...ir.symbolic import same
 from .work import NodeRule, Work, dims_of, used
 
+_CHOSEN = "If(nothing is hidden, Attention(q, k, v), Attention(q, k, v, mask)) => Attention(q, k, v, mask)"
 _RULE = "Attention(q, repeat(k), repeat(v)) => Attention(q, k, v)"
 
 
@@ -69,4 +70,23 @@ def _attention(work: Work, node: onnx_ir.Node) -> bool:
     return True
 
 
-RULES: dict[str, list[NodeRule]] = {"Attention": [_attention]}
+def _unpadded(work: Work, node: onnx_ir.Node) -> bool:
+    """What lowering made of an attention, made one again: other passes look for that, and lowering comes once more."""
+    masked: onnx_ir.Node | None = node
+    while masked is not None and is_op(masked, "If"):
+        if UNPADDED not in masked.metadata_props.get(RULE, "").split(";"):
+            return False
+        branch = list(masked.attributes["else_branch"].as_graph())
+        masked = branch[0] if len(branch) == 1 else None
+    if masked is None or not is_op(masked, "Attention") or len(masked.inputs) < 4:
+        return False
+    old, edit = node.outputs[0], work.edit(_CHOSEN, node)
+    attributes = {name: attribute(masked, name) for name in masked.attributes}
+    new = edit.op("Attention", masked.inputs, attributes, dtype=old.dtype, shape=old.shape, hint=node.name)
+    edit.replace(old, new)
+    edit.sweep([node])
+    work.count(_CHOSEN)
+    return True
+
+
+RULES: dict[str, list[NodeRule]] = {"Attention": [_attention], "If": [_unpadded]}

@@ -13,6 +13,8 @@ from burnish.backends.onnxruntime.unpadded import LENGTH, TOKENS
 from burnish.backends.onnxruntime.writer import to_bytes
 from burnish.ir.graph import Graph, all_nodes
 from burnish.ir.verify import verify
+from burnish.passes import Canonicalize
+from burnish.passes.base import Context
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -124,6 +126,26 @@ def test_fewer_heads_of_keys_are_not_for_the_tiled_kernel(parse: Any) -> None:
         given_ |= {name: given_[name][..., :8] for name in "kv"}
         got, want = (Session(to_bytes(one)).run(given_) for one in (graph, parse(source)))
         np.testing.assert_allclose(got[1], want[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_that_was_compiled_is_compiled_again(parse: Any) -> None:
+    graph = lowered(parse, text())
+    outcome = Canonicalize().run(graph, Context())
+    assert kinds(graph) == ["Attention"] * 2 and "If" not in {node.op_type for node in graph.graph}
+    assert outcome.changed and not {"ReduceMin", "ReduceProd"} & {node.op_type for node in graph.graph}
+    for hidden in (0, 5):
+        got, want = (Session(to_bytes(one)).run(feeds(4, 130, hidden)) for one in (graph, parse(text())))
+        np.testing.assert_allclose(got[1], want[1], rtol=1e-4, atol=1e-5)
+    lower(graph)
+    assert kinds(graph) == ["Attention"] * 4 + ["MultiHeadAttention"] * 2
+
+
+def test_the_choice_of_somebody_else_stays(parse: Any) -> None:
+    graph = lowered(parse, text())
+    for node in graph.graph:
+        node.metadata_props.clear()
+    Canonicalize().run(graph, Context())
+    assert kinds(graph) == ["Attention"] * 4 + ["MultiHeadAttention"] * 2
 
 
 @pytest.mark.parametrize(
