@@ -93,6 +93,12 @@ def _before(node: onnx_ir.Node, other: onnx_ir.Node) -> bool:
     return True
 
 
+def is_plain(node: onnx_ir.Node) -> bool:
+    """Whether an ``Attention`` does nothing to its scores but to scale, mask and normalize them."""
+    plain = {"q_num_heads", "kv_num_heads", "scale", "is_causal", "softmax_precision"}
+    return all(name in plain or not attribute(node, name) for name in node.attributes)  # 0: no cap, no other output
+
+
 def _attributes(node: onnx_ir.Node) -> dict[str, Any]:
     return {name: attribute(node, name) for name in node.attributes}
 

@@ -11,6 +11,7 @@ from ...ir.graph import Graph, attribute, dims, is_op
 from ...ir.remarks import Remark
 from ...ir.rewrite import Editor
 from . import kernels
+from .attention import is_plain
 from .choice import Choices
 from .legality import type_name
 
@@ -20,7 +21,6 @@ PRODUCTS = "Attention => FusedMatMul, Softmax, MatMul"
 _USUAL, _MULTI, _TAKEN_APART = "Attention", "MultiHeadAttention", "FusedMatMul and Softmax"
 _GROUP = "GroupQueryAttention"
 _FLOAT = "tensor(float)"
-_PLAIN = {"q_num_heads", "kv_num_heads", "scale", "is_causal", "softmax_precision"}
 _SPLIT = [0, 2, 1, 3]
 _GROUPED_SIZE = 8
 """What the size of a head must be a multiple of for the grouped kernel."""
@@ -65,7 +65,7 @@ def _variants(node: onnx_ir.Node) -> dict[str, Any]:
     shapes = [dims(value) for value in node.inputs[:3]]
     query, key, value = (shape if shape is not None and len(shape) == 3 else None for shape in shapes)
     mask = _mask(node)
-    if query is None or key is None or value is None or heads is None or not node.attributes.keys() <= _PLAIN:
+    if query is None or key is None or value is None or heads is None or not is_plain(node):
         return found
     if any(value is not None for value in node.inputs[4:]):
         return found

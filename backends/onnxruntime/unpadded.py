@@ -9,6 +9,7 @@ from 512 tokens in sequences of 128 on, and up to 1.4 below.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,9 @@ from ...ir.graph import UNPADDED, Graph, attribute, dims, is_op, tensor_of
 from ...ir.remarks import Remark
 from ...ir.rewrite import Editor
 from . import kernels
+from .attention import is_plain
 from .legality import type_name
 
-_PLAIN = {"q_num_heads", "kv_num_heads", "scale", "is_causal", "softmax_precision"}
 _TILED = "MultiHeadAttention"
 _FLOAT = "tensor(float)"
 LENGTH, TOKENS = 128, 512
@@ -30,52 +31,67 @@ LENGTH, TOKENS = 128, 512
 def lower_unpadded(graph: Graph) -> list[Remark]:
     """Choose between kernels of attention by what its mask hides, when the model runs.
 
-    Considered are operators on flat heads, neither causal nor with a cache, whose mask is the same for all queries.
+    Considered are operators on flat heads, neither causal nor with a cache, whose mask is made of parts by key or by
+    query: to look at those takes no time.
     """
     edit = Editor(graph, UNPADDED)
-    known: dict[tuple[onnx_ir.Value, Any], tuple[onnx_ir.Value, onnx_ir.Value | None]] = {}
+    known: dict[tuple[tuple[onnx_ir.Value, ...], str], tuple[onnx_ir.Value, onnx_ir.Value | None]] = {}
     count = 0
     for node in [n for n in graph.graph if is_op(n, "Attention")]:
-        mask = _mask_of_keys(node)
-        if mask is None:
+        parts = _parts(node)
+        if not parts:
             continue
         edit.at(node, [node])
-        key = (mask, str(dims(node.inputs[1])))
+        key = (parts, str(dims(node.inputs[1])))
         if key not in known:
-            known[key] = _conditions(edit, mask, node)
+            known[key] = _conditions(edit, parts, node)
         _choose(edit, node, *known[key])
         count += 1
     return [Remark("applied", "", f"{UNPADDED}: {count} times", {UNPADDED: count})] if count else []
 
 
-def _mask_of_keys(node: onnx_ir.Node) -> onnx_ir.Value | None:
-    """What says which keys are hidden, [batch or 1, heads or 1, 1, keys], before it was repeated for the queries."""
+def _parts(node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
+    """What the mask is made of, [batch or 1, heads or 1, queries, keys] with one of the last two 1; () if it is not."""
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     if mask is None or any(value is not None for value in node.inputs[4:]) or len(node.outputs) > 1:
-        return None
-    if not node.attributes.keys() <= _PLAIN or attribute(node, "is_causal", 0):
-        return None
+        return ()
+    if not is_plain(node) or attribute(node, "is_causal", 0):
+        return ()
     if any(type_name(value) != _FLOAT or len(dims(value) or ()) != 3 for value in node.inputs[:3]):
-        return None
-    maker = mask.producer()
-    if maker is not None and is_op(maker, "Expand") and maker.graph is node.graph and maker.inputs[0] is not None:
-        mask = maker.inputs[0]
-    shape = dims(mask)
-    if shape is None or len(shape) != 4 or shape[2] != 1 or tensor_of(mask) is not None:
-        return None
-    return mask if mask.dtype in (onnx_ir.DataType.BOOL, onnx_ir.DataType.FLOAT) else None
+        return ()
+    found: dict[onnx_ir.Value, None] = {}
+    left = [mask]
+    while left:
+        part = left.pop()
+        maker = part.producer()
+        if maker is not None and maker.graph is node.graph and is_op(maker, "Expand", "And"):
+            left += [value for value in maker.inputs[: 1 if maker.op_type == "Expand" else 2] if value is not None]
+            continue
+        shape = dims(part)
+        if shape is None or len(shape) != 4 or 1 not in shape[2:] or tensor_of(part) is not None:
+            return ()
+        if part.dtype not in (onnx_ir.DataType.BOOL, onnx_ir.DataType.FLOAT):
+            return ()
+        found[part] = None
+    return tuple(found)
 
 
-def _conditions(edit: Editor, mask: onnx_ir.Value, node: onnx_ir.Node) -> tuple[onnx_ir.Value, onnx_ir.Value | None]:
+def _hides_nothing(edit: Editor, part: onnx_ir.Value) -> onnx_ir.Value:
+    if part.dtype == onnx_ir.DataType.BOOL:
+        numbers = edit.op("Cast", [part], {"to": int(onnx_ir.DataType.INT32)})
+        least = edit.op("ReduceMin", [numbers], {"keepdims": 0})
+        return edit.op("Cast", [least], {"to": int(onnx_ir.DataType.BOOL)}, hint="nothing_hidden")
+    most = edit.op("ReduceMax", [edit.op("Abs", [part])], {"keepdims": 0})
+    return edit.op("Equal", [most, edit.initializer(np.asarray(0, np.float32), "zero")], hint="nothing_hidden")
+
+
+def _conditions(
+    edit: Editor, parts: Sequence[onnx_ir.Value], node: onnx_ir.Node
+) -> tuple[onnx_ir.Value, onnx_ir.Value | None]:
     """Whether the mask hides nothing, and whether the tiled kernel is the one to take then; None where it never is."""
-    boolean = onnx_ir.DataType.BOOL
-    if mask.dtype == boolean:
-        least = edit.op("ReduceMin", [edit.op("Cast", [mask], {"to": int(onnx_ir.DataType.INT32)})], {"keepdims": 0})
-        seen = edit.op("Cast", [least], {"to": int(boolean)}, hint="nothing_hidden")
-    else:
-        most = edit.op("ReduceMax", [edit.op("Abs", [mask])], {"keepdims": 0})
-        zero = edit.initializer(np.asarray(0, np.float32), "zero")
-        seen = edit.op("Equal", [most, zero], hint="nothing_hidden")
+    seen, *others = (_hides_nothing(edit, part) for part in parts)
+    for other in others:
+        seen = edit.op("And", [seen, other], hint="nothing_hidden")
     shape = dims(node.inputs[1])
     assert shape is not None
     if not _tiles(node) or (isinstance(shape[1], int) and shape[1] < LENGTH):

@@ -46,6 +46,7 @@ class Rival:
         source: of the side; the path that ``make`` returns if empty.
         every: the side that gives the logits of every position, where ``source`` does not.
         ours: whether it is Burnish.
+        streams: shares of a batch that run side by side.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Rival:
     source: str = ""
     every: str = ""
     ours: bool = False
+    streams: int | None = None
 
 
 def _ours(work: Path, name: str) -> Path:
@@ -89,7 +91,7 @@ def _made(rivals: list[Rival]) -> tuple[list[tuple[Rival, Side]], dict[str, str]
     for rival in rivals:
         try:
             path = rival.make()
-            side = Side(rival.name, rival.source or str(path), eager=bool(rival.source))
+            side = Side(rival.name, rival.source or str(path), eager=bool(rival.source), streams=rival.streams)
             benchmark(side, scenarios=[], rounds=5)  # loads it alone, so that one that does not is told by name
         except Exception as error:  # whatever another tool raises is its row
             failed[rival.name] = reason(error)
@@ -157,6 +159,8 @@ def encoders(work: Path) -> list[Rival]:
         Rival(f"Burnish {name}", partial(_our_encoder, work, name, **options), ours=True)
         for name, options in recipes.items()
     ]
+    static = partial(_our_encoder, work, "w8a8 static", **recipes["w8a8 static"])
+    rivals.append(Rival("Burnish w8a8 static, 2 streams", static, ours=True, streams=2))
     return rivals
 
 

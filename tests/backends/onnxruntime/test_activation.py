@@ -9,6 +9,7 @@ import pytest
 import torch
 from burnish.backends.onnxruntime.activation import APART_BY
 from burnish.backends.onnxruntime.lower import lower
+from burnish.ir.graph import RULE
 
 TEXT = """
 g (float[2,3,8] x, float[8,16] w1, float[16] w2) => (float[2,3,16] y) {{
@@ -79,6 +80,14 @@ def codes(scale: float, largest: float | None = None, more: str = "") -> str:
     return text if largest is not None else text.replace("  b = Identity (a)\n", "").replace("(b, scale", "(a, scale")
 
 
+def quantized(graph: Any) -> Any:
+    """The graph as if a pass had made the codes."""
+    for node in graph.graph:
+        if node.op_type == "QuantizeLinear":
+            node.metadata_props[RULE] = "quantize activations"
+    return graph
+
+
 def by_tanh(graph: Any) -> bool:
     (gelu,) = [node for node in graph.graph if node.op_type == "Gelu"]
     found = gelu.attributes.get("approximate")
@@ -93,12 +102,13 @@ def by_tanh(graph: Any) -> bool:
         (0.02, 10.0, True),
         (0.02, 11.0, False),
         (0.02, -11.0, False),
+        (0.0, None, False),
     ],
 )
 def test_by_tanh_where_codes_do_not_tell(
     scale: float, largest: float | None, taken: bool, parse: Any, run: Any
 ) -> None:
-    graph = parse(codes(scale, largest))
+    graph = quantized(parse(codes(scale, largest)))
     (want,) = run(graph, optimize=False)
     said = [remark.reason for remark in lower(graph) if "of a step" in remark.reason]
     assert by_tanh(graph) == taken == bool(said)
@@ -115,9 +125,17 @@ def test_by_tanh_where_codes_do_not_tell(
     ],
 )
 def test_by_erf_where_something_else_reads_it(text: str, parse: Any) -> None:
-    graph = parse(text)
+    graph = quantized(parse(text))
     lower(graph)
     assert not by_tanh(graph)
+
+
+def test_a_model_that_came_with_codes_keeps_its_function(parse: Any) -> None:
+    graph = parse(codes(0.02))
+    lower(graph)
+    assert not by_tanh(graph)
+    lower(quantized(graph))
+    assert by_tanh(graph)
 
 
 def test_how_far_the_two_forms_are_apart() -> None:

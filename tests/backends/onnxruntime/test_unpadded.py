@@ -61,7 +61,7 @@ def kinds(graph: Graph) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["bool", "float"])
-@pytest.mark.parametrize("how", ["", ", scale = 0.3"])
+@pytest.mark.parametrize("how", ["", ", scale = 0.3", ", softcap = 0.0, qk_matmul_output_mode = 0, is_causal = 0"])
 def test_what_is_taken_when(kind: str, how: str, parse: Any) -> None:
     graph = lowered(parse, text(kind, how))
     ifs = [node for node in graph.graph if node.op_type == "If"]
@@ -111,6 +111,19 @@ def test_without_padding_the_mask_changes_no_bit(parse: Any) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_mask_of_several_parts(parse: Any) -> None:
+    """As the exporter writes it: which keys are padding, and which queries there are."""
+    source = text().replace("bool[B,1,1,S] m", "bool[B,1,1,S] m, bool[1,1,S,1] n")
+    source = source.replace("e = Expand (m, shape)", "f = And (m, n)\n  e = Expand (f, shape)")
+    graph = lowered(parse, source)
+    assert kinds(graph) == ["Attention"] * 4 + ["MultiHeadAttention"] * 2
+    session, want = Session(to_bytes(graph)), Session(to_bytes(parse(source)))
+    for keys, queries in ((0, 0), (3, 0), (0, 3), (3, 3)):
+        given_ = feeds(4, 130, keys) | {"n": np.arange(130).reshape(1, 1, 130, 1) >= queries}
+        for one, other in zip(session.run(given_), want.run(given_), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_short_sequences_need_no_tiles(parse: Any) -> None:
     graph = lowered(parse, text().replace("B,S,16", "B,64,16").replace("B,1,1,S", "B,1,1,64"))
     assert kinds(graph) == ["Attention"] * 4
@@ -154,6 +167,9 @@ def test_the_choice_of_somebody_else_stays(parse: Any) -> None:
         text(how=", is_causal = 1"),
         text(how=", softcap = 2.0"),
         text().replace("B,1,1,S", "B,1,S,S"),
+        text()
+        .replace("bool[B,1,1,S] m", "bool[B,1,1,S] m, bool[1,1,S,S] n")
+        .replace("e = Expand (m, shape)", "e = And (m, n)"),
         text("float").replace("B,1,1,S", "1,2,S,S"),
     ],
 )
