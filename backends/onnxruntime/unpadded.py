@@ -18,6 +18,7 @@ import onnx_ir
 from ...ir.graph import UNPADDED, Graph, attribute, dims, is_op, tensor_of
 from ...ir.remarks import Remark
 from ...ir.rewrite import Editor
+from ...ir.symbolic import same
 from . import kernels
 from .attention import is_plain
 from .legality import type_name
@@ -59,6 +60,9 @@ def _parts(node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
         return ()
     if any(type_name(value) != _FLOAT or len(dims(value) or ()) != 3 for value in node.inputs[:3]):
         return ()
+    keys, last = dims(node.inputs[1]), (dims(mask) or (None,))[-1]
+    if keys is None or last is None or not same(keys[1], last):
+        return ()  # a mask may be shorter than the keys, and hides the rest
     found: dict[onnx_ir.Value, None] = {}
     left = [mask]
     while left:

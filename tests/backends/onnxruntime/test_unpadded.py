@@ -171,6 +171,8 @@ def test_the_choice_of_somebody_else_stays(parse: Any) -> None:
         .replace("bool[B,1,1,S] m", "bool[B,1,1,S] m, bool[1,1,S,S] n")
         .replace("e = Expand (m, shape)", "e = And (m, n)"),
         text("float").replace("B,1,1,S", "1,2,S,S"),
+        # A mask shorter than the keys hides the rest.
+        text().replace("B,1,1,S", "B,1,1,M").replace("  e = Expand (m, shape)\n", "").replace("v, e)", "v, m)"),
     ],
 )
 def test_what_is_left_alone(source: str, parse: Any) -> None:
