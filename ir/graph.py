@@ -95,6 +95,11 @@ def module_path(node: onnx_ir.Node) -> str:
     return node.metadata_props.get(MODULE) or node.name or node.op_type
 
 
+def rules_of(node: onnx_ir.Node) -> list[str]:
+    """The rewrites that made a node, oldest first."""
+    return [rule for rule in node.metadata_props.get(RULE, "").split(";") if rule]
+
+
 def dims(value: onnx_ir.Value | None) -> tuple[int | onnx_ir.SymbolicDim, ...] | None:
     """The dimensions of ``value``, or None if its rank is unknown."""
     return None if value is None or value.shape is None else tuple(value.shape)

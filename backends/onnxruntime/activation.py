@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir
 
-from ...ir.graph import RULE, Graph, attribute, constant, dims, is_op, producer, read_elsewhere, tensor_of
+from ...ir.graph import Graph, attribute, constant, dims, is_op, producer, read_elsewhere, rules_of, tensor_of
 from ...ir.remarks import Remark
 from ...ir.rewrite import Editor
 from . import kernels
@@ -92,7 +92,7 @@ def _of_a_step(value: onnx_ir.Value, factor: float = 1.0) -> float | None:
 
 
 def _by_a_pass(node: onnx_ir.Node) -> bool:
-    return any(rule.startswith("quantize ") for rule in node.metadata_props.get(RULE, "").split(";"))
+    return any(rule.startswith("quantize ") for rule in rules_of(node))
 
 
 def _kernel(gelu: onnx_ir.Node) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir
 
-from ...ir.graph import RULE, UNPADDED, attribute, constant, is_op, producer
+from ...ir.graph import UNPADDED, attribute, constant, is_op, producer, rules_of
 from ...ir.symbolic import same
 from .work import NodeRule, Work, dims_of, used
 
@@ -74,7 +74,7 @@ def _unpadded(work: Work, node: onnx_ir.Node) -> bool:
     """What lowering made of an attention, made one again: other passes look for that, and lowering comes once more."""
     masked: onnx_ir.Node | None = node
     while masked is not None and is_op(masked, "If"):
-        if UNPADDED not in masked.metadata_props.get(RULE, "").split(";"):
+        if UNPADDED not in rules_of(masked):
             return False
         branch = list(masked.attributes["else_branch"].as_graph())
         masked = branch[0] if len(branch) == 1 else None

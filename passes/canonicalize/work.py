@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import onnx_ir
 
-from ...ir.graph import RULE, Graph, module_path
+from ...ir.graph import RULE, Graph, module_path, rules_of
 from ...ir.rewrite import Editor
 from ...ir.symbolic import Dim, same, symbols_of
 from ...ir.values import Evaluator, SymbolicValue
@@ -55,9 +55,9 @@ class Work:
         """Record a rewrite by ``rule``; one that changed ``node`` in place is kept in its provenance."""
         self.outcome.count(rule)
         if node is not None:
-            past = node.metadata_props.get(RULE, "")
-            if rule not in past.split(";"):
-                node.metadata_props[RULE] = f"{past};{rule}" if past else rule
+            past = rules_of(node)
+            if rule not in past:
+                node.metadata_props[RULE] = ";".join([*past, rule])
 
     def missed(self, node: onnx_ir.Node, reason: str) -> None:
         """Record a near miss, once however many rounds meet it."""
